@@ -1,0 +1,55 @@
+"""The tokenizer of a checkpoint: loading, new tokens, rendering of messages to ids and labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from trlm_core.recipes.schema import Rendering
+from trlm_core.text.templates import chat_template
+
+Message = dict[str, str]  # {"role": "user", "content": "What is 4 + 3?"}
+IGNORED = -100  # the label of a token that carries no loss
+
+
+@dataclass(frozen=True)
+class RenderedConversation:
+    input_ids: list[int]
+    labels: list[int]  # IGNORED where no loss is wanted, not shifted
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def stage_tokenizer(base: PreTrainedTokenizerBase, added: Sequence[str], rendering: Rendering) -> PreTrainedTokenizerBase:
+    """The base's tokenizer with the special tokens that this stage and those before it add, and this stage's template. Changes `base`."""
+    if added:
+        base.add_special_tokens({"additional_special_tokens": list(added)}, replace_extra_special_tokens=False)
+    base.chat_template = chat_template(rendering)
+    return base
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], rendering: Rendering) -> RenderedConversation:
+    """Token ids of a whole conversation and their labels, cut to max_length from the right.
+
+    `loss_on: assistant` takes what the template marks as generated: the replies and their end-of-turn token.
+    """
+    out = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=rendering.loss_on == "assistant"
+    )
+    ids = list(out["input_ids"])[: rendering.max_length]
+    if rendering.loss_on == "all":
+        return RenderedConversation(ids, list(ids))
+    mask = list(out["assistant_masks"])[: rendering.max_length]
+    return RenderedConversation(ids, [token if kept else IGNORED for token, kept in zip(ids, mask, strict=True)])
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    """Token ids up to and with the generation prompt: the place where a reply begins."""
+    return list(tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])

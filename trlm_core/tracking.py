@@ -1,0 +1,129 @@
+"""Tracking: the only module that imports mlflow. One parent run per pipeline run, one child per blend, stage, evaluation and report."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+EXPERIMENT = "trlm"
+DIGEST_LENGTH = 36  # mlflow's limit
+PARAM_LENGTH = 6000
+
+
+class RunAddress(BaseModel):
+    """Where a run's metrics go; crosses process borders as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str  # sqlite:////path/mlflow.db, or a server's address
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Tracker:
+    uri: str
+    artifacts: Path  # where a new experiment on a database keeps its files
+
+    @cached_property
+    def _client(self) -> Any:
+        return _client(self.uri)
+
+    def start(self, name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None) -> RunAddress:
+        """Open a run. Parameters are a recipe or a part of one, flattened here."""
+        run = self._client.create_run(
+            self._experiment_id(), run_name=name, tags={**tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        )
+        for key, value in flattened(params).items():
+            self._client.log_param(run.info.run_id, key, str(value)[:PARAM_LENGTH])
+        return RunAddress(uri=self.uri, run_id=run.info.run_id)
+
+    def _experiment_id(self) -> str:
+        found = self._client.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            return found.experiment_id
+        database = self.uri.startswith(("sqlite:", "postgresql:"))
+        return self._client.create_experiment(EXPERIMENT, artifact_location=self.artifacts.as_uri() if database else None)
+
+
+@contextlib.contextmanager
+def tracked(
+    tracker: Tracker, name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None
+) -> Iterator[RunAddress]:
+    """A run that ends FINISHED, FAILED on an error, or KILLED on an interrupt."""
+    run = tracker.start(name, params=params, tags=tags, parent=parent)
+    try:
+        yield run
+    except Exception:
+        finish(run, "FAILED")
+        raise
+    except BaseException:
+        finish(run, "KILLED")
+        raise
+    finish(run, "FINISHED")
+
+
+def finish(run: RunAddress, status: str) -> None:
+    """End the run; a run that has ended already keeps its end."""
+    client = _client(run.uri)
+    if client.get_run(run.run_id).info.status == "RUNNING":
+        client.set_terminated(run.run_id, status)
+
+
+def log_metrics(run: RunAddress, metrics: Mapping[str, float], step: int = 0) -> None:
+    from mlflow.entities import Metric
+
+    moment = int(time.time() * 1000)
+    _client(run.uri).log_batch(run.run_id, metrics=[Metric(key, float(value), moment, step) for key, value in metrics.items()])
+
+
+def log_file(run: RunAddress, path: Path, folder: str | None = None) -> None:
+    _client(run.uri).log_artifact(run.run_id, str(path), folder)
+
+
+def log_dataset(run: RunAddress, *, name: str, fingerprint: str, source: str, profile: Mapping[str, Any], context: str) -> None:
+    """Log a dataset under our own digest: mlflow's ignores list columns, and so does not see changed messages."""
+    import json
+
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=name,
+        digest=fingerprint[:DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": source}),
+        schema=None,
+        profile=json.dumps(dict(profile)),
+    )
+    tags = [InputTag("mlflow.data.context", context)]
+    _client(run.uri).log_inputs(run.run_id, [DatasetInput(dataset=dataset, tags=tags)])
+
+
+def register_checkpoint(run: RunAddress, *, name: str, folder: Path, fingerprint: str) -> None:
+    """A new version of the registered model, under the alias `candidate`."""
+    from mlflow.exceptions import MlflowException
+
+    client = _client(run.uri)
+    with contextlib.suppress(MlflowException):  # it exists already: a version is added to it
+        client.create_registered_model(name)
+    version = client.create_model_version(name, source=folder.as_uri(), run_id=run.run_id, tags={"fingerprint": fingerprint})
+    client.set_registered_model_alias(name, "candidate", version.version)
+
+
+def flattened(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings with dotted keys; lists stay one value."""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        flat.update(flattened(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def _client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -1,0 +1,34 @@
+"""A checkpoint: weights, tokenizer, and the history of its training, one line a step.
+
+history.jsonl: {"step": 1, "loss": 2.31, "mean_token_accuracy": 0.52, "entropy": 1.7, "grad_norm": 4.2, "learning_rate": 0.0001, "seconds": 2.1}
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+HISTORY = "history.jsonl"
+
+
+def load_model(folder: Path, precision: str) -> PreTrainedModel:
+    """The model of a checkpoint folder; weights in bfloat16 for `bf16`, in float32 otherwise."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+
+
+def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def append_history(folder: Path, line: dict[str, Any]) -> None:
+    with (folder / HISTORY).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    path = folder / HISTORY
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,43 @@
+"""Hardware: what this machine's device takes at once. Execution only: nothing here changes a sequence, an order or a precision."""
+
+import os
+from dataclasses import dataclass
+
+from trlm_core.recipes.execution import Execution
+from trlm_core.recipes.schema import ReportedExecution
+
+CPU_TOKENS = 384  # padded tokens of a forward: past that the caches of a small machine no longer help
+GPU_TOKENS = 32 * 4096  # the report's per-device batch at its full length, on a 192 GB MI300X
+
+
+@dataclass(frozen=True)
+class Hardware:
+    device: str  # "cpu", "cuda" (NVIDIA and ROCm) or "mps"
+    threads: int
+    tokens_per_micro_batch: int
+    activation_checkpointing: bool
+
+
+def detect_hardware(execution: Execution, reported: ReportedExecution | None) -> Hardware:
+    device = _device(execution)
+    on_gpu = device == "cuda"
+    return Hardware(
+        device=device,
+        threads=max(1, usable_cores() // execution.processes),
+        tokens_per_micro_batch=execution.tokens_per_micro_batch or (GPU_TOKENS if on_gpu else CPU_TOKENS),
+        activation_checkpointing=on_gpu and reported is not None and reported.gradient_checkpointing,
+    )
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _device(execution: Execution) -> str:
+    import torch
+
+    if execution.device != "auto":
+        return execution.device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

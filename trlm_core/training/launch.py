@@ -1,0 +1,82 @@
+"""Launch a training in a process of its own, through torchrun, and follow its progress file."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from trlm_core.recipes.execution import Execution
+from trlm_core.recipes.schema import Stage
+from trlm_core.tracking import RunAddress
+from trlm_core.training.hardware import usable_cores
+from trlm_core.training.watch import ProcessAddress, Progress, read_progress
+from trlm_core.training.worker import TrainingJob
+
+POLL_SECONDS = 0.5
+LOG_LINES = 25
+
+
+class TrainingFailedError(RuntimeError):
+    """The training process ended badly; the message carries the end of its log."""
+
+
+def run_training(
+    stage: Stage,
+    execution: Execution,
+    *,
+    dataset: Path,
+    parent: Path,
+    output: Path,
+    run: RunAddress | None,
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Train `output` from `parent` on `dataset`; returns when the process has ended well. Raises TrainingFailedError."""
+    with tempfile.TemporaryDirectory(prefix="trlm-training-") as scratch:
+        job = TrainingJob(
+            training=stage.training,
+            execution=execution,
+            reported_execution=stage.reported_execution,
+            dataset=dataset,
+            parent=parent,
+            output=output,
+            progress=Path(scratch) / "progress.json",
+            error_file=Path(scratch) / "error.txt",
+            run=run,
+            launched_by=ProcessAddress.here(),
+        )
+        _follow(_started(job, Path(scratch)), job, Path(scratch) / "training.log", on_progress)
+
+
+def _started(job: TrainingJob, scratch: Path) -> subprocess.Popen[bytes]:
+    (scratch / "job.json").write_text(job.model_dump_json())
+    processes = job.execution.processes
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
+        *("-m", "trlm_core.training.worker", str(scratch / "job.json")),
+    ]
+    # torchrun would set one thread for several processes.
+    threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // processes)), "TOKENIZERS_PARALLELISM": "false"}
+    with (scratch / "training.log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **threads})
+
+
+def _follow(process: subprocess.Popen[bytes], job: TrainingJob, log: Path, on_progress: Callable[[Progress], None]) -> None:
+    last = None
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            progress = read_progress(job.progress)
+            if progress is not None and progress != last:
+                on_progress(progress)
+                last = progress
+    finally:
+        if process.poll() is None:  # we are being interrupted
+            process.terminate()
+            process.wait()
+    if process.returncode:
+        said = job.error_file if job.error_file.exists() else log
+        tail = "\n".join(said.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        raise TrainingFailedError(f"the training process ended with {process.returncode}; the end of what it said:\n{tail}")

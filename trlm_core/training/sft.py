@@ -1,0 +1,56 @@
+"""Supervised fine-tuning through TRL's SFTTrainer, an optimizer step at a time."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from trl import SFTTrainer
+
+from trlm_core.text.tokenizer import IGNORED
+from trlm_core.training.batching import MicroBatch, StepBatch, StepDataset
+from trlm_core.training.neftune import RowNoise
+from trlm_core.training.step_trainer import StepTrainer
+
+
+class StepSFTTrainer(StepTrainer, SFTTrainer):
+    """SFTTrainer whose losses are normalised by the label tokens of the whole step (nll; dft: arXiv 2508.05629)."""
+
+    def __init__(self, *args: Any, step_dataset: StepDataset, noise_alpha: float | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.step_dataset = step_dataset
+        self._noise = None
+        if noise_alpha is not None:
+            self._noise = RowNoise(self.model.get_input_embeddings(), noise_alpha, self.args.seed)
+
+    def micro_batch_loss(self, model: torch.nn.Module, micro: MicroBatch, step: StepBatch) -> torch.Tensor:
+        noise = self._noise.on(micro.inputs["attention_mask"], step.index, micro.rows) if self._noise else contextlib.nullcontext()
+        with noise:
+            return self.compute_loss(model, dict(micro.inputs), num_items_in_batch=torch.tensor(step.loss_units))
+
+    def metric_weights(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, float]:
+        labels = float((inputs["labels"][:, 1:] != IGNORED).sum())
+        return {"entropy": labels, "mean_token_accuracy": labels}
+
+
+def sft_steps(rows: Sequence[dict[str, Any]], steps: Sequence[Sequence[int]], *, pad: int, tokens_per_micro_batch: int) -> StepDataset:
+    return StepDataset(
+        rows,
+        steps,
+        tokens_per_micro_batch=tokens_per_micro_batch,
+        length=lambda row: len(row["input_ids"]),
+        loss_units=lambda row: sum(label != IGNORED for label in row["labels"][1:]),
+        collate=lambda batch: collate_sft(batch, pad),
+    )
+
+
+def collate_sft(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, torch.Tensor]:
+    """input_ids, labels, attention_mask, all (B, L). Pads are masked by place: the pad token is also the end of a turn."""
+    ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
+    labels = [torch.tensor(row["labels"], dtype=torch.long) for row in rows]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        "attention_mask": pad_sequence([torch.ones_like(each) for each in ids], batch_first=True),
+    }
