@@ -93,7 +93,8 @@ def repair_digit_splitting(tokenizer: "PreTrainedTokenizerBase") -> None:
     """A tokenizer read from GGUF joins digits; SmolLM2 was trained with every digit a token of its own."""
     from tokenizers import pre_tokenizers
 
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     )
 

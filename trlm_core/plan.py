@@ -11,7 +11,7 @@ from trlm_core.base_model import check_base
 from trlm_core.data.generated.families import FAMILIES
 from trlm_core.data.generated.slips import FAULTS
 from trlm_core.data.sources import check_sources
-from trlm_core.recipes.schema import Recipe, Stage
+from trlm_core.recipes.schema import Recipe, Source, Stage
 
 GIB = 2**30
 PARAMETERS = 134_515_008  # SmolLM2-135M; another base shifts the estimates in proportion
@@ -74,7 +74,9 @@ def check_run(recipe: Recipe, store: Path) -> None:
     plan = make_plan(recipe)
     free = shutil.disk_usage(store).free / GIB
     if free < plan.disk_gib:
-        raise PlanError(f"disk of {store}: wanted {plan.disk_gib} GiB free for {recipe.name}, got {free:.1f}; free some or choose another --store")
+        raise PlanError(
+            f"disk of {store}: wanted {plan.disk_gib} GiB free for {recipe.name}, got {free:.1f}; free some or choose another --store"
+        )
     available = psutil.virtual_memory().available / GIB
     if available < plan.memory_gib:
         raise PlanError(f"memory: wanted {plan.memory_gib} GiB available to train {recipe.name}, got {available:.1f}; close other programs")
@@ -97,7 +99,7 @@ def _stage_plan(stage: Stage) -> StagePlan:
     return StagePlan(stage=stage.name, rows=rows, tokens=round(sum(_tokens(stage, source) for source in stage.blend.sources)), steps=steps)
 
 
-def _tokens(stage: Stage, source) -> float:  # noqa: ANN001
+def _tokens(stage: Stage, source: Source) -> float:
     if source.kind == "hub":
         return source.num_examples * stage.rendering.max_length
     characters = GENERATED_CHARACTERS[source.form] if source.kind == "generated" else DIALOG_CHARACTERS
@@ -117,6 +119,6 @@ def _flops_per_second() -> float:
     for _ in range(3):
         began = time.perf_counter()
         for _ in range(10):
-            a @ b
+            torch.mm(a, b)
         best = min(best, (time.perf_counter() - began) / 10)
     return 2 * 384 * 576 * 1536 / best

@@ -10,7 +10,7 @@ READ_BYTES = 1 << 20
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no blanks, so that equal values have equal text. Raises TypeError or ValueError for what JSON cannot hold."""
+    """JSON with sorted keys and no blanks: equal values, equal text. Raises TypeError or ValueError for what JSON cannot hold."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

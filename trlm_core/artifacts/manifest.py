@@ -52,6 +52,11 @@ class Manifest(BaseModel):
         """Bytes of all files."""
         return sum(entry.size for entry in self.files.values())
 
+    @property
+    def counts_line(self) -> str:
+        """The plain counts in one line: `rows 480, checks_passed 19`."""
+        return ", ".join(f"{key} {value:,}" for key, value in self.counts.items() if isinstance(value, int))
+
 
 def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)

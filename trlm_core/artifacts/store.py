@@ -95,7 +95,7 @@ class Store:
             except BlockingIOError as error:
                 file.seek(0)
                 raise StoreError(
-                    f"store {self.root}: wanted it free, got a run that holds it ({file.read().strip()}); wait for it or choose another --store"
+                    f"store {self.root}: wanted it free, got a run that holds it ({file.read().strip()}); wait or choose another --store"
                 ) from error
             file.truncate(0)
             file.write(f"process {os.getpid()} since {now():%Y-%m-%d %H:%M:%S} UTC\n")

@@ -58,7 +58,15 @@ def _composition_row(recipe: Recipe, source: Source, count: Mapping[str, Any], t
     revision = {"generated": recipe.generator, "dialogs": recipe.dialogs}.get(source.kind) or getattr(source, "revision", "")
     dropped = ", ".join(f"{reason} {number:,}" for reason, number in sorted(count["dropped"].items()))
     share = f"{count['train'] / total:.1%}"
-    return [source.name, str(revision), f"{source.num_examples:,}", f"{count['train']:,}", f"{count['held_out']:,}", share, dropped or "none"]
+    return [
+        source.name,
+        str(revision),
+        f"{source.num_examples:,}",
+        f"{count['train']:,}",
+        f"{count['held_out']:,}",
+        share,
+        dropped or "none",
+    ]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -47,9 +47,7 @@ def _counts(db: duckdb.DuckDBPyConnection, stage: Stage) -> Iterator[Check]:
         if place is None:
             got = _scalar(db, "select count(*) from train where source = ?", source.name)
         else:
-            got = _scalar(
-                db, "select count(*) from train where _source_dataset = ? and _source_subset = ? and _source_split = ?", *place
-            )
+            got = _scalar(db, "select count(*) from train where _source_dataset = ? and _source_subset = ? and _source_split = ?", *place)
         yield Check(name=f"rows of {source.name}", wanted=str(source.num_examples), got=str(got))
     wanted = sum(source.num_examples for source in stage.blend.sources)
     yield Check(name="rows in all", wanted=str(wanted), got=str(_scalar(db, "select count(*) from train")))
@@ -89,7 +87,9 @@ def _thoughts(db: duckdb.DuckDBPyConnection, stage: Stage) -> Iterator[Check]:
             got = _scalar(db, f"select count(*) from train where list_contains(?, source) and not {form}", with_thoughts)
             yield Check(name=f"{column} without one closed thought", wanted="0", got=str(got))
         if without:
-            got = _scalar(db, f"select count(*) from train where list_contains(?, source) and regexp_matches({reply}, '</?think>')", without)
+            got = _scalar(
+                db, f"select count(*) from train where list_contains(?, source) and regexp_matches({reply}, '</?think>')", without
+            )
             yield Check(name=f"{column} with a thought where none is due", wanted="0", got=str(got))
 
 

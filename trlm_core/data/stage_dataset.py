@@ -21,9 +21,7 @@ from trlm_core.text.tokenizer import IGNORED, Message, conversation_ids, load_to
 
 IDS = pa.list_(pa.int32())
 SFT_SCHEMA = pa.schema([("input_ids", IDS), ("labels", IDS), ("source", pa.string()), ("fault", pa.string())])
-DPO_SCHEMA = pa.schema(
-    [("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS), ("source", pa.string()), ("fault", pa.string())]
-)
+DPO_SCHEMA = pa.schema([("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS), ("source", pa.string()), ("fault", pa.string())])
 
 
 class RenderingError(ValueError):
@@ -75,12 +73,13 @@ def _row_renderer(tokenizer: PreTrainedTokenizerBase, rendering: Rendering, coun
 
 def _pair_renderer(tokenizer: PreTrainedTokenizerBase, rendering: Rendering, counts: Counter[str]) -> Callable[[Row], Row | None]:
     """Prompts are cut from the left to max_prompt_length; a pair whose reply would lose its end is dropped and counted."""
-    assert rendering.max_prompt_length is not None
+    limit = rendering.max_prompt_length
+    assert limit is not None
 
     def rendered(row: Row) -> Row | None:
         prompt = _check_prompt(tokenizer, row["chosen"], rendering, counts, row)
         chosen, rejected = (_completion(tokenizer, row[side], len(prompt)) for side in ("chosen", "rejected"))
-        prompt = prompt[-rendering.max_prompt_length :]
+        prompt = prompt[-limit:]
         if len(prompt) + max(len(chosen), len(rejected)) > rendering.max_length:
             counts["dropped_too_long"] += 1
             return None

@@ -46,6 +46,7 @@ class Preferences(BaseModel):
 def token_log_probs(model: PreTrainedModel, rows: Rows, pad: int, on_batch: OnBatch = lambda done: None) -> list[torch.Tensor]:
     """For each row {"input_ids", "labels"}: log-probs of its label tokens, in order, float32; bf16 autocast as in training."""
     model.eval()
+    head: Any = model.get_output_embeddings()
     found: dict[int, torch.Tensor] = {}
     for positions in cut_micro_batches([len(row["input_ids"]) for row in rows], TOKENS_PER_BATCH):
         batch = collate_sft([rows[position] for position in positions], pad)
@@ -55,7 +56,7 @@ def token_log_probs(model: PreTrainedModel, rows: Rows, pad: int, on_batch: OnBa
             ).last_hidden_state
         for position, hidden_LD, labels_L in zip(positions, hidden_BLD, batch["labels"].to(model.device), strict=True):
             kept_L = labels_L[1:] != IGNORED
-            logits_NV = model.get_output_embeddings()(hidden_LD[:-1][kept_L].float())
+            logits_NV = head(hidden_LD[:-1][kept_L].float())
             found[position] = torch.log_softmax(logits_NV, dim=-1).gather(1, labels_L[1:][kept_L][:, None])[:, 0].cpu()
         on_batch(len(positions))
     return [found[position] for position in range(len(rows))]

@@ -1,6 +1,7 @@
 """The questions of a recipe's evaluation: of the held-out side, from a seed that no blend uses, with solved examples for a few-shot prompt.
 
-{"family": "chain_sum", "question": "What is 4 + 3?", "answer": "7", "answer_kind": "number", "trained_on": true, "shots": [["What is 1 + 1?", "2"]]}
+{"family": "chain_sum", "question": "What is 4 + 3?", "answer": "7", "answer_kind": "number", "trained_on": true,
+ "shots": [["2 + 2?", "4"]]}
 """
 
 import itertools

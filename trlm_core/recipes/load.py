@@ -56,7 +56,7 @@ def merged(tree: Any, overlay: Any) -> Any:
 
 
 def with_setting(tree: Mapping[str, Any], setting: str) -> dict[str, Any]:
-    """The tree with one `dotted.key=value`; a stage is named, `stages.stage1_sft.training.epochs=2`; values are YAML. Raises RecipeError."""
+    """The tree with one `dotted.key=value` (stages by name: `stages.stage1_sft.training.epochs=2`; values are YAML). Raises RecipeError."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {setting}: wanted key=value, for example stages.stage1_sft.training.learning_rate=1e-4")

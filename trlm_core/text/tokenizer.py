@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -36,20 +37,23 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], renderin
 
     `loss_on: assistant` takes what the template marks as generated: the replies and their end-of-turn token.
     """
-    out = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=rendering.loss_on == "assistant"
-    )
-    ids = list(out["input_ids"])[: rendering.max_length]
+    out = _templated(tokenizer, messages, return_assistant_tokens_mask=rendering.loss_on == "assistant")
+    ids = out["input_ids"][: rendering.max_length]
     if rendering.loss_on == "all":
         return RenderedConversation(ids, list(ids))
-    mask = list(out["assistant_masks"])[: rendering.max_length]
+    mask = out["assistant_masks"][: rendering.max_length]
     return RenderedConversation(ids, [token if kept else IGNORED for token, kept in zip(ids, mask, strict=True)])
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
     """Token ids up to and with the generation prompt: the place where a reply begins."""
-    return list(tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)["input_ids"])
+    return _templated(tokenizer, messages, add_generation_prompt=True)["input_ids"]
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+    return _templated(tokenizer, messages)["input_ids"]
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **options: Any) -> dict[str, list[int]]:
+    out: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+    return {key: list(value) for key, value in out.items()}

@@ -26,7 +26,7 @@ def plan_steps(rows: int, *, epochs: int, sequences_per_step: int, seed: int) ->
 
 
 def cut_micro_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Positions of one step's sequences, longest first, cut so that a micro-batch holds at most `tokens` padded tokens (or one sequence)."""
+    """Positions of one step's sequences, longest first, cut so that a micro-batch is at most `tokens` padded tokens (or one sequence)."""
     order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
     batches: list[list[int]] = []
     for position in order:

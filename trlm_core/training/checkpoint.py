@@ -1,6 +1,6 @@
 """A checkpoint: weights, tokenizer, and the history of its training, one line a step.
 
-history.jsonl: {"step": 1, "loss": 2.31, "mean_token_accuracy": 0.52, "entropy": 1.7, "grad_norm": 4.2, "learning_rate": 0.0001, "seconds": 2.1}
+history.jsonl: {"step": 1, "loss": 2.31, "mean_token_accuracy": 0.52, "entropy": 1.7, "grad_norm": 4.2, "learning_rate": 1e-4, ...}
 """
 
 import json

@@ -1,6 +1,6 @@
 """Preference optimization through TRL's DPOTrainer (1.16), an optimizer step at a time, from rows that are token ids already.
 
-TRL tokenises in `_prepare_dataset` and caches reference log-probs in `_precompute_ref_logps`: both private, overridden here and nowhere else.
+TRL tokenises in `_prepare_dataset` and caches reference log-probs in `_precompute_ref_logps`: both private, overridden only here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,7 @@ from typing import Any
 
 import datasets
 import torch
-from trl import DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from trlm_core.training.batching import MicroBatch, StepBatch, StepDataset, cut_micro_batches
 from trlm_core.training.step_trainer import StepTrainer
@@ -38,6 +37,7 @@ class StepDPOTrainer(StepTrainer, DPOTrainer):
         """The parent's summed log-probs of both replies, once, before the first step, by length."""
         rows = dataset.to_list()
         chosen, rejected = [0.0] * len(rows), [0.0] * len(rows)
+        assert self.model is not None
         self.model.eval()
         for positions in cut_micro_batches([pair_length(row) for row in rows], self._tokens):
             batch = {key: value.to(self.args.device) for key, value in self.data_collator([rows[p] for p in positions]).items()}

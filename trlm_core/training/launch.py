@@ -58,9 +58,11 @@ def _started(job: TrainingJob, scratch: Path) -> subprocess.Popen[bytes]:
         *("-m", "trlm_core.training.worker", str(scratch / "job.json")),
     ]
     # torchrun would set one thread for several processes.
-    threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // processes)), "TOKENIZERS_PARALLELISM": "false"}
+    # Threads that spin while they wait starve whatever else runs on a small machine, and are starved by it.
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // processes))}
     with (scratch / "training.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **threads})
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **quiet, **threads})
 
 
 def _follow(process: subprocess.Popen[bytes], job: TrainingJob, log: Path, on_progress: Callable[[Progress], None]) -> None:

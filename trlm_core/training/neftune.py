@@ -1,6 +1,6 @@
 """NEFTune noise (arXiv 2310.05914): uniform noise of scale alpha / sqrt(length x hidden size) on the embeddings while training.
 
-The row's own length is taken, not the padded one, and every row has a seed of its own, so that the noise does not depend on how a step is cut.
+The row's own length is taken, not the padded one, and every row has its own seed: the noise does not depend on how a step is cut.
 """
 
 import contextlib
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from trlm_core.data.split import seed_of
 
 
 class RowNoise:
@@ -22,7 +24,7 @@ class RowNoise:
     def on(self, attention_mask_BL: torch.Tensor, step: int, rows: list[int]) -> Iterator[None]:
         """Noise for the forwards inside: row `rows[b]` of step `step` always gets the same."""
         self._lengths = attention_mask_BL.sum(dim=1)
-        self._keys = [hash((self._seed, step, row)) & 0x7FFFFFFF for row in rows]
+        self._keys = [seed_of(self._seed, f"{step}/{row}") for row in rows]
         try:
             yield
         finally:

@@ -1,6 +1,6 @@
 """A stage's start: its parent with the new special tokens added and their rows started, as a checkpoint of its own.
 
-A row started at the mean of all rows is learnt slowly. `due_place` moves it along the mean final hidden state of the places where its
+A row started at the mean of all rows is learnt slowly. `due_place` moves it towards the final hidden states of the places where its
 token is due, until its logit there passes the usual winner's by `margin`.
 """
 
@@ -36,7 +36,7 @@ def make_start(store: Store, recipe: Recipe, stage: Stage, dataset: Manifest, pa
     def build(folder: Path) -> dict[str, Any]:
         tokenizer = load_tokenizer(store.folder(dataset) / "tokenizer")
         model = load_model(store.folder(parent), "float32")
-        ids: list[int] = tokenizer.convert_tokens_to_ids(list(new_tokens.tokens))
+        ids = [tokenizer.get_vocab()[token] for token in new_tokens.tokens]
         grow_embeddings(model, len(tokenizer), ids)
         if new_tokens.start == "due_place":
             rows = read_shards(store.folder(dataset), "train").slice(0, ROWS).to_pylist()
@@ -54,7 +54,7 @@ def margin_of(new_tokens: NewTokens) -> float:
 
 def grow_embeddings(model: PreTrainedModel, vocabulary: int, ids: list[int]) -> None:
     """Rows for the new ids, each the mean of the old rows."""
-    old = model.get_input_embeddings().weight.shape[0]
+    old = _embedding_tables(model)[0].shape[0]
     model.resize_token_embeddings(max(vocabulary, old), mean_resizing=False)
     with torch.no_grad():
         for weight_VD in _embedding_tables(model):
@@ -63,32 +63,31 @@ def grow_embeddings(model: PreTrainedModel, vocabulary: int, ids: list[int]) -> 
 
 @torch.no_grad()
 def move_to_due_places(model: PreTrainedModel, sequences: list[list[int]], ids: list[int], margin: float) -> None:
-    """Move each new row along the mean final hidden state h of its due places: w + c h, with (w + c h) . h = usual winner's logit + margin."""
+    """Move the new rows so that each token's logit is the usual winner's plus the margin where it is due, and less the margin where another is.
+
+    "Where" is the mean final hidden state of the places before the token. The rows move within the span of (due - everywhere): what
+    all states share is left out, since it would lift a token everywhere.
+    """
     model.eval()
-    for token in ids:
-        due_ND = _due_states(model, sequences, token)
-        if not len(due_ND):
-            continue
-        output_VD = _embedding_tables(model)[-1]
-        mean_D = due_ND.mean(dim=0)
-        winner = (due_ND @ output_VD.T).max(dim=1).values.mean()
-        lift = (winner + margin - output_VD[token] @ mean_D) / (mean_D @ mean_D)
-        for weight_VD in _embedding_tables(model):
-            weight_VD[token] += lift * mean_D
+    states = [model.base_model(input_ids=torch.tensor([sequence])).last_hidden_state[0] for sequence in sequences]
+    due = [torch.cat([state_LD[_places_before(ids_L, token)] for ids_L, state_LD in zip(sequences, states, strict=True)]) for token in ids]
+    if any(not len(due_ND) for due_ND in due):
+        raise ValueError("new tokens: wanted each of them somewhere in the stage dataset, got one that is never due; use start: mean")
+    due_TD = torch.stack([due_ND.mean(dim=0) for due_ND in due])
+    away_TD = due_TD - torch.cat(states).mean(dim=0)
+    output_VD = _embedding_tables(model)[-1]
+    winner_T = torch.stack([(due_ND @ output_VD.T).max(dim=1).values.mean() for due_ND in due])
+    wanted_TT = winner_T + margin * (2 * torch.eye(len(ids)) - 1)  # [token, place]
+    move_TT = torch.linalg.solve((away_TD @ due_TD.T).T, (wanted_TT - output_VD[ids] @ due_TD.T).T).T
+    for weight_VD in _embedding_tables(model):
+        weight_VD[ids] += move_TT @ away_TD
 
 
-def _due_states(model: PreTrainedModel, sequences: list[list[int]], token: int) -> torch.Tensor:
-    """Final hidden states (N, D) of the positions whose next token is `token`."""
-    states = []
-    for sequence in sequences:
-        places = [index - 1 for index, each in enumerate(sequence) if each == token and index > 0]
-        if places:
-            hidden_1LD = model.base_model(input_ids=torch.tensor([sequence])).last_hidden_state
-            states.append(hidden_1LD[0, places])
-    return torch.cat(states) if states else torch.empty(0)
+def _places_before(sequence: list[int], token: int) -> list[int]:
+    return [index - 1 for index, each in enumerate(sequence) if each == token and index > 0]
 
 
 def _embedding_tables(model: PreTrainedModel) -> list[torch.Tensor]:
     """Input and output table (V, D), once where they are tied."""
-    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-    return tables[:1] if tables[0] is tables[1] else tables
+    tables: list[Any] = [table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None]
+    return tables[:1] if tables[0] is tables[-1] else tables

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from trl import SFTTrainer
+from transformers import PreTrainedModel
+from trl.trainer.sft_trainer import SFTTrainer
 
 from trlm_core.text.tokenizer import IGNORED
 from trlm_core.training.batching import MicroBatch, StepBatch, StepDataset
@@ -22,6 +23,7 @@ class StepSFTTrainer(StepTrainer, SFTTrainer):
         self.step_dataset = step_dataset
         self._noise = None
         if noise_alpha is not None:
+            assert isinstance(self.model, PreTrainedModel)
             self._noise = RowNoise(self.model.get_input_embeddings(), noise_alpha, self.args.seed)
 
     def micro_batch_loss(self, model: torch.nn.Module, micro: MicroBatch, step: StepBatch) -> torch.Tensor:

@@ -28,7 +28,9 @@ class StepTrainer(Trainer):
         """The steps in the recipe's order; not prepared by accelerate, which would deal single items out to processes."""
         return DataLoader(self.step_dataset, batch_size=1, shuffle=False, collate_fn=_only)
 
-    def get_batch_samples(self, epoch_iterator: Iterator[StepBatch], num_batches: int, device: torch.device) -> tuple[list[StepBatch], None]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[StepBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[StepBatch], None]:
         """The next step; its loss units are counted already."""
         return list(itertools.islice(epoch_iterator, num_batches)), None
 

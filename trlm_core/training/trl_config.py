@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from trl import DPOConfig, SFTConfig
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.sft_config import SFTConfig
 
 from trlm_core.recipes.schema import DPOTraining, Optimization, SFTTraining
 from trlm_core.training.hardware import Hardware
@@ -50,5 +51,5 @@ def _shared(training: Optimization, hardware: Hardware, steps: int, output: Path
         "report_to": "none",  # the process writes its own run: watch.py
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        "optim": "adamw_torch",
+        "optim": "adamw_torch_fused",
     }

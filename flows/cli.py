@@ -1,0 +1,174 @@
+"""The command `trlm`: run a recipe, show one, list a store."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from trlm_core.artifacts.store import Store
+from trlm_core.recipes.execution import Execution
+from trlm_core.recipes.load import load_recipe, recipe_names
+from trlm_core.recipes.schema import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Turn a tiny language model into a reasoning one."
+)
+recipe_app = typer.Typer(no_args_is_help=True, help="Show recipes and their schema.")
+store_app = typer.Typer(no_args_is_help=True, help="Look into a store.")
+app.add_typer(recipe_app, name="recipe")
+app.add_typer(store_app, name="store")
+
+Name = Annotated[str, typer.Argument(help="A recipe's name, or the path of its YAML file.")]
+Variant = Annotated[str | None, typer.Option(help="Overlay of the recipe: report, reference or improved.")]
+Budget = Annotated[str | None, typer.Option(help="Overlay of the recipe: a larger budget.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated.")]
+StoreAddress = Annotated[str, typer.Option(help="Folder or file: address of the store.", envvar="TRLM_STORE")]
+
+
+@app.command()
+def run(
+    name: Name,
+    variant: Variant = None,
+    budget: Budget = None,
+    settings: Settings = None,
+    store: StoreAddress = "runs",
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow's address; a database in the store by default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda (NVIDIA, ROCm) or mps.")] = "auto",
+    tokens_per_micro_batch: Annotated[int | None, typer.Option(help="Padded tokens of one forward; changes no number.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and the plan, then stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+) -> None:
+    """Run a recipe from its sources to its report."""
+    from trlm_core.plan import check_run
+
+    with _clear_errors():
+        recipe = load_recipe(name, variant=variant, budget=budget, settings=settings or [])
+        execution = Execution.model_validate({"device": device, "tokens_per_micro_batch": tokens_per_micro_batch})
+        if dry_run:
+            return _print_plan(recipe)
+        opened = Store.open(store)
+        with opened.held():
+            check_run(recipe, opened.root)
+        outcome = _run_flow(name, variant, budget, settings or [], opened, tracking_uri, execution)
+    _print_outcome(opened, outcome, tracking_uri, as_json)
+    return None
+
+
+@recipe_app.command("show")
+def show(
+    name: Name,
+    variant: Variant = None,
+    budget: Budget = None,
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Print the resolved recipe."""
+    import yaml
+
+    with _clear_errors():
+        tree = load_recipe(name, variant=variant, budget=budget, settings=settings or []).model_dump(mode="json")
+    typer.echo(json.dumps(tree, indent=1) if as_json else yaml.safe_dump(tree, sort_keys=False, width=120))
+
+
+@recipe_app.command("ls")
+def list_recipes() -> None:
+    """Names of the recipes that come with trlm."""
+    typer.echo("\n".join(recipe_names()))
+
+
+@recipe_app.command("schema")
+def schema() -> None:
+    """JSON schema of a recipe, for editors."""
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@store_app.command("ls")
+def list_store(store: StoreAddress = "runs", as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Finished artifacts of a store, a line each."""
+    with _clear_errors():
+        if not Path(store.removeprefix("file:")).exists():
+            raise ValueError(f"store {store}: wanted a store, got nothing there; choose one with --store")
+        manifests = Store.open(store).manifests()
+    for manifest in manifests:
+        if as_json:
+            typer.echo(json.dumps({"address": manifest.address, "fingerprint": manifest.fingerprint, "size": manifest.size}))
+        else:
+            typer.echo(
+                f"{manifest.address:<70} {manifest.size / 2**20:>9.1f} MiB  {manifest.created:%Y-%m-%d %H:%M}  {manifest.counts_line}"
+            )
+
+
+def _run_flow(
+    name: str, variant: str | None, budget: str | None, settings: list[str], store: Store, tracking_uri: str | None, execution: Execution
+) -> Any:
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "trlm_core")
+    from flows.trlm_pipeline import full_pipeline
+
+    return full_pipeline(
+        recipe=name,
+        variant=variant,
+        budget=budget,
+        settings=tuple(settings),
+        store=str(store.root),
+        tracking_uri=tracking_uri,
+        execution=execution,
+    )
+
+
+def _print_plan(recipe: Recipe) -> None:
+    import yaml
+
+    from trlm_core.plan import make_plan
+
+    plan = make_plan(recipe)
+    typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120))
+    typer.echo(f"{'stage':<20}{'rows':>10}{'tokens':>14}{'steps':>8}")
+    for stage in plan.stages:
+        typer.echo(f"{stage.stage:<20}{stage.rows:>10,}{stage.tokens:>14,}{stage.steps:>8,}")
+    typer.echo(f"evaluation: at most {plan.generated_tokens:,} generated tokens")
+    typer.echo(f"estimated: {plan.minutes:.0f} minutes on this machine, {plan.disk_gib} GiB of disk, {plan.memory_gib} GiB of memory")
+
+
+def _print_outcome(store: Store, outcome: Any, tracking_uri: str | None, as_json: bool) -> None:
+    results, report = outcome
+    page = store.folder(report) / "report.html"
+    checkpoints = {stage.stage.name: str(store.folder(stage.checkpoint)) for stage in results.stages}
+    uri = tracking_uri or f"sqlite:///{store.root / 'mlflow.db'}"
+    typer.echo(f"\nreport       {page}")
+    for name, folder in checkpoints.items():
+        typer.echo(f"checkpoint   {name}: {folder}")
+    typer.echo(f"MLflow       mlflow ui --backend-store-uri {uri}    (then http://127.0.0.1:5000)")
+    typer.echo("Prefect      prefect server start                    (then http://127.0.0.1:4200)")
+    typer.echo(f"goals        {report.counts['goals_reached']} of {report.counts['goals']} reached")
+    if as_json:
+        line = {
+            "store": str(store.root),
+            "report": str(page),
+            "checkpoints": checkpoints,
+            "fingerprints": {stage.stage.name: stage.checkpoint.fingerprint for stage in results.stages} | {"report": report.fingerprint},
+            "evaluation": {subject: manifest.counts for subject, manifest in results.replies.items()},
+        }
+        typer.echo(json.dumps(line))
+
+
+class _clear_errors:  # noqa: N801
+    """A user's mistake is one line on standard error and exit code 2, not a traceback."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError):
+            _fail(error)
+
+
+def _fail(error: ValueError) -> NoReturn:
+    typer.echo(f"trlm: {error}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app()

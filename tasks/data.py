@@ -1,0 +1,51 @@
+"""Data tasks: the base model, a source, a blend, a stage dataset, the questions."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.place import Place
+from tasks.runs import built
+from trlm_core import base_model
+from trlm_core.artifacts.manifest import Manifest
+from trlm_core.data import blend, sources, stage_dataset
+from trlm_core.evals import suites
+from trlm_core.recipes.schema import Source, Stage
+from trlm_core.tracking import log_dataset
+
+
+@task(name="fetch-base", tags=["data"], retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
+def fetch_base(place: Place) -> Manifest:
+    return base_model.make_base(place.store, place.recipe.base)
+
+
+@task(name="read-source", task_run_name="read {source.name}", tags=["data"], retries=3, retry_delay_seconds=10, cache_policy=NO_CACHE)
+def read_source(place: Place, stage: Stage, source: Source, base: Manifest) -> Manifest:
+    return sources.read_source(place.store, place.recipe, stage, source, base)
+
+
+@task(name="assemble-blend", task_run_name="blend {stage.name}", tags=["data"], cache_policy=NO_CACHE)
+def assemble_blend(place: Place, stage: Stage, read: list[Manifest]) -> Manifest:
+    def build(run):
+        manifest = blend.assemble(place.store, place.recipe, stage, read)
+        profile = {"rows": manifest.counts["rows"], "sources": {name: count["train"] for name, count in manifest.counts["sources"].items()}}
+        log_dataset(
+            run,
+            name=f"{place.recipe.name}/{stage.name}",
+            fingerprint=manifest.fingerprint,
+            source=str(place.folder(manifest)),
+            profile=profile,
+            context="training",
+        )
+        return manifest
+
+    return built(place, blend.blend_spec(place.recipe, stage, read), stage.blend.model_dump(mode="json", exclude={"sources"}), build)
+
+
+@task(name="render-stage-dataset", task_run_name="render {stage.name}", tags=["data"], cache_policy=NO_CACHE)
+def render_stage_dataset(place: Place, stage: Stage, blended: Manifest, base: Manifest) -> Manifest:
+    return stage_dataset.render_stage_dataset(place.store, place.recipe, stage, blended, base)
+
+
+@task(name="make-questions", tags=["data"], cache_policy=NO_CACHE)
+def make_questions(place: Place) -> Manifest:
+    return suites.make_questions(place.store, place.recipe, place.evaluation)

@@ -1,0 +1,23 @@
+"""Report task: the page into the store, MLflow and the Prefect UI."""
+
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tasks.place import Place
+from trlm_core.artifacts.manifest import Manifest
+from trlm_core.reports.page import write_report
+from trlm_core.reports.results import RunResults
+from trlm_core.tracking import log_file
+
+
+@task(name="write-report", tags=["report"], cache_policy=NO_CACHE)
+def publish_report(place: Place, results: RunResults) -> Manifest:
+    manifest = write_report(place.store, results)
+    folder = place.folder(manifest)
+    create_markdown_artifact(key="result-table", markdown=(folder / "result_table.md").read_text(), description=place.recipe.name)
+    create_link_artifact(key="report", link=(folder / "report.html").as_uri(), description=f"report of {place.recipe.name}")
+    if place.run is not None:
+        for name in ("report.html", "results.json", "result_table.md", "manifest.json"):
+            log_file(place.run, folder / name, "report")
+    return manifest

@@ -1,0 +1,46 @@
+"""Training tasks: a stage's start, and the stage itself in a process of its own."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.place import Place
+from tasks.progress import bar
+from tasks.runs import built
+from trlm_core.artifacts.manifest import Manifest
+from trlm_core.recipes.schema import Stage
+from trlm_core.tracking import RunAddress, log_dataset, register_checkpoint
+from trlm_core.training import new_tokens
+from trlm_core.training import stage as training
+from trlm_core.training.watch import Progress
+
+
+@task(name="add-tokens", task_run_name="start of {stage.name}", tags=["training"], cache_policy=NO_CACHE)
+def add_tokens(place: Place, stage: Stage, dataset: Manifest, parent: Manifest) -> Manifest:
+    return new_tokens.make_start(place.store, place.recipe, stage, dataset, parent)
+
+
+@task(name="train-stage", task_run_name="train {stage.name}", tags=["training"], retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)
+def train_stage(place: Place, stage: Stage, dataset: Manifest, start: Manifest) -> Manifest:
+    def build(run: RunAddress) -> Manifest:
+        log_dataset(
+            run,
+            name=f"{place.recipe.name}/{stage.name}-tokens",
+            fingerprint=dataset.fingerprint,
+            source=str(place.folder(dataset)),
+            profile=dataset.counts,
+            context="training",
+        )
+        with bar(f"train {stage.name}", "step") as show:
+
+            def on_progress(progress: Progress) -> None:
+                show(progress.step, progress.steps, "" if progress.loss is None else f"loss {progress.loss:.3f}")
+
+            manifest = training.train_stage(
+                place.store, place.recipe, stage, dataset, start, place.execution, run=run, on_progress=on_progress
+            )
+        name = f"{place.recipe.name}.{stage.name}"
+        register_checkpoint(run, name=name, folder=place.folder(manifest), fingerprint=manifest.fingerprint)
+        return manifest
+
+    spec = training.checkpoint_spec(place.recipe, stage, dataset, start)
+    return built(place, spec, stage.model_dump(mode="json", exclude={"blend"}), build)
