@@ -1,6 +1,7 @@
 """The command `trlm`: run a recipe, show one, list a store."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ def list_store(store: StoreAddress = "runs", as_json: Annotated[bool, typer.Opti
 def _run_flow(
     name: str, variant: str | None, budget: str | None, settings: list[str], store: Store, tracking_uri: str | None, execution: Execution
 ) -> Any:
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "trlm_core")
+    _show_core_log()
     from flows.trlm_pipeline import full_pipeline
 
     return full_pipeline(
@@ -116,6 +117,17 @@ def _run_flow(
         tracking_uri=tracking_uri,
         execution=execution,
     )
+
+
+def _show_core_log() -> None:
+    """The core logs what it reuses, what it builds and why: to the terminal, and with Prefect's logs to the UI."""
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "trlm_core")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    logger = logging.getLogger("trlm_core")
+    logger.setLevel(logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s | %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
 
 
 def _print_plan(recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ from trlm_core.artifacts.manifest import Manifest
 from trlm_core.reports.results import BASE, FEW_SHOT, RunResults, StageResult, subjects_of
 
 
-@flow(name="evaluate", validate_parameters=False)
+@flow(name="evaluate", flow_run_name="{place.recipe.name}", validate_parameters=False)
 def evaluate(place: Place, base: Manifest, stages: list[StageResult]) -> RunResults:
     questions = make_questions(place)
     first = place.recipe.stages[0]

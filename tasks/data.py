@@ -10,10 +10,10 @@ from trlm_core.artifacts.manifest import Manifest
 from trlm_core.data import blend, sources, stage_dataset
 from trlm_core.evals import suites
 from trlm_core.recipes.schema import Source, Stage
-from trlm_core.tracking import log_dataset
+from trlm_core.tracking import RunAddress, log_dataset
 
 
-@task(name="fetch-base", tags=["data"], retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
+@task(name="fetch-base", task_run_name="base of {place.recipe.name}", tags=["data"], retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
 def fetch_base(place: Place) -> Manifest:
     return base_model.make_base(place.store, place.recipe.base)
 
@@ -25,7 +25,7 @@ def read_source(place: Place, stage: Stage, source: Source, base: Manifest) -> M
 
 @task(name="assemble-blend", task_run_name="blend {stage.name}", tags=["data"], cache_policy=NO_CACHE)
 def assemble_blend(place: Place, stage: Stage, read: list[Manifest]) -> Manifest:
-    def build(run):
+    def build(run: RunAddress) -> Manifest:
         manifest = blend.assemble(place.store, place.recipe, stage, read)
         profile = {"rows": manifest.counts["rows"], "sources": {name: count["train"] for name, count in manifest.counts["sources"].items()}}
         log_dataset(
@@ -46,6 +46,6 @@ def render_stage_dataset(place: Place, stage: Stage, blended: Manifest, base: Ma
     return stage_dataset.render_stage_dataset(place.store, place.recipe, stage, blended, base)
 
 
-@task(name="make-questions", tags=["data"], cache_policy=NO_CACHE)
+@task(name="make-questions", task_run_name="questions of {place.recipe.name}", tags=["data"], cache_policy=NO_CACHE)
 def make_questions(place: Place) -> Manifest:
     return suites.make_questions(place.store, place.recipe, place.evaluation)

@@ -11,7 +11,7 @@ from trlm_core.reports.results import RunResults
 from trlm_core.tracking import log_file
 
 
-@task(name="write-report", tags=["report"], cache_policy=NO_CACHE)
+@task(name="write-report", task_run_name="report of {place.recipe.name}", tags=["report"], cache_policy=NO_CACHE)
 def publish_report(place: Place, results: RunResults) -> Manifest:
     manifest = write_report(place.store, results)
     folder = place.folder(manifest)

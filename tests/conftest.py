@@ -9,17 +9,17 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # golden curves and tolerances are a CPU's
 
-import copy  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import yaml  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
-from transformers import (  # noqa: E402
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -27,15 +27,15 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
 )
 
-from trlm_core.artifacts.fingerprint import file_sha256  # noqa: E402
-from trlm_core.artifacts.manifest import Manifest  # noqa: E402
-from trlm_core.artifacts.store import Store  # noqa: E402
-from trlm_core.base_model import make_base  # noqa: E402
-from trlm_core.data.blend import assemble  # noqa: E402
-from trlm_core.data.sources import read_source  # noqa: E402
-from trlm_core.data.stage_dataset import render_stage_dataset  # noqa: E402
-from trlm_core.recipes.load import load_recipe, parse_recipe  # noqa: E402
-from trlm_core.recipes.schema import Recipe, Stage  # noqa: E402
+from trlm_core.artifacts.fingerprint import file_sha256
+from trlm_core.artifacts.manifest import Manifest
+from trlm_core.artifacts.store import Store
+from trlm_core.base_model import make_base
+from trlm_core.data.blend import assemble
+from trlm_core.data.sources import read_source
+from trlm_core.data.stage_dataset import render_stage_dataset
+from trlm_core.recipes.load import load_recipe, parse_recipe
+from trlm_core.recipes.schema import Recipe, Stage
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # 0, 1, 2
 TEXT = [

@@ -168,8 +168,13 @@ def _fits(store: Store, recipe: Recipe, stage: Stage, base: Manifest) -> Callabl
         return lambda row: True
     limit = stage.blend.max_tokens
     tokenizer = stage_tokenizer(load_tokenizer(store.folder(base)), recipe.added_tokens(stage), stage.rendering)
-    sides = ("messages", "chosen", "rejected")
-    return lambda row: all(len(conversation_ids(tokenizer, row[side])) <= limit for side in sides if side in row)
+
+    def fits(row: Row) -> bool:
+        """Within the limit; both replies of a pair alike in length, so that length tells nothing."""
+        lengths = [len(conversation_ids(tokenizer, row[side])) for side in ("messages", "chosen", "rejected") if side in row]
+        return max(lengths) <= limit and min(lengths) == max(lengths)
+
+    return fits
 
 
 def _require_counts(source: Source, drawn: Drawn) -> None:

@@ -64,7 +64,7 @@ def report_page(store: Store, results: RunResults, numbers: Numbers) -> str:
         style=(TEMPLATES / "report.css").read_text(),
         facts=headline(results, numbers),
         sections=[section for section in sections(store, results, numbers) if not section.is_empty],
-    )
+    ).lstrip()
 
 
 def headline(results: RunResults, numbers: Numbers) -> list[Fact]:

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 HISTORY = "history.jsonl"
 
 
 def load_model(folder: Path, precision: str) -> PreTrainedModel:
     """The model of a checkpoint folder; weights in bfloat16 for `bf16`, in float32 otherwise."""
+    disable_progress_bar()  # a bar of its own for every load would tear ours
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
 

@@ -63,7 +63,7 @@ def grow_embeddings(model: PreTrainedModel, vocabulary: int, ids: list[int]) -> 
 
 @torch.no_grad()
 def move_to_due_places(model: PreTrainedModel, sequences: list[list[int]], ids: list[int], margin: float) -> None:
-    """Move the new rows so that each token's logit is the usual winner's plus the margin where it is due, and less the margin where another is.
+    """Move the new rows: a token's logit is the usual winner's plus the margin where it is due, less the margin where another is.
 
     "Where" is the mean final hidden state of the places before the token. The rows move within the span of (due - everywhere): what
     all states share is left out, since it would lift a token everywhere.

@@ -6,7 +6,11 @@ import pytest
 
 from trlm_core.artifacts.fingerprint import canonical_json, changed_fields, file_sha256, fingerprint
 
-IDENTITY = {"made_by": "training/1", "training": {"learning_rate": 0.001, "epochs": 3, "loss_type": "dft"}, "faults": ["misread", "miscount"]}
+IDENTITY = {
+    "made_by": "training/1",
+    "training": {"learning_rate": 0.001, "epochs": 3, "loss_type": "dft"},
+    "faults": ["misread", "miscount"],
+}
 
 
 def test_a_fingerprint_is_the_sha256_of_the_canonical_json():

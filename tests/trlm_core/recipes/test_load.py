@@ -99,7 +99,9 @@ def test_a_missing_field_of_a_training_is_an_error_and_never_a_default(tiny_reci
         for key in stage["training"].keys() - {"trainer"}:
             training = {name: value for name, value in stage["training"].items() if name != key}
             stages = [{**each, "training": training} if each is stage else each for each in tiny_recipe_tree["stages"]]
-            _says([f"stages.{number}", key, "missing"], lambda stages=stages: parse_recipe({**tiny_recipe_tree, "stages": stages}, where="x"))
+            _says(
+                [f"stages.{number}", key, "missing"], lambda stages=stages: parse_recipe({**tiny_recipe_tree, "stages": stages}, where="x")
+            )
 
 
 def test_a_source_that_stands_twice_is_an_error(tiny_recipe_tree: dict[str, Any]):
@@ -110,10 +112,14 @@ def test_a_source_that_stands_twice_is_an_error(tiny_recipe_tree: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("1e-4", 1e-4), ("1E-4", 1e-4), ("3.0e-4", 3e-4), ("1.e-4", 1e-4), (".5e-3", 5e-4), ("+2e-4", 2e-4), ("0.01", 0.01)]
+    ("text", "number"),
+    [("1e-4", 1e-4), ("1E-4", 1e-4), ("3.0e-4", 3e-4), ("1.e-4", 1e-4), (".5e-3", 5e-4), ("+2e-4", 2e-4), ("0.01", 0.01)],
 )
 def test_numbers_are_yaml_1_2_numbers_in_settings_and_in_files(text: str, number: float, tiny_recipe_file: Path):
-    assert load_recipe(str(tiny_recipe_file), settings=[f"stages.stage1_sft.training.learning_rate={text}"]).stages[0].training.learning_rate == number
+    assert (
+        load_recipe(str(tiny_recipe_file), settings=[f"stages.stage1_sft.training.learning_rate={text}"]).stages[0].training.learning_rate
+        == number
+    )
     lines = tiny_recipe_file.read_text().replace("learning_rate: 0.0001", f"learning_rate: {text}")
     tree = yaml.safe_load(tiny_recipe_file.read_text())
     assert tree["stages"][0]["training"]["learning_rate"] == 1e-4, "the text that is replaced"
@@ -129,7 +135,10 @@ def test_words_with_an_e_stay_words():
 def test_a_setting_names_its_stage_and_changes_that_leaf_only():
     before = load_recipe("trlm-135m-local")
     after = load_recipe("trlm-135m-local", settings=["stages.stage2_sft_think.training.epochs=7", "evaluation.few_shot=1"])
-    assert (after.stage("stage2_sft_think").training.epochs, after.stage("stage1_sft").training.epochs) == (7, before.stages[0].training.epochs)
+    assert (after.stage("stage2_sft_think").training.epochs, after.stage("stage1_sft").training.epochs) == (
+        7,
+        before.stages[0].training.epochs,
+    )
     assert after.evaluation is not None
     assert after.evaluation.few_shot == 1
     assert after.stage("stage3_dpo") == before.stage("stage3_dpo")

@@ -69,7 +69,8 @@ EXECUTION_OF_ALL_TABLES = {
 }
 SYSTEM_1 = "You are a helpful AI assistant named Tiny Reasoning Language Model, trained by Shekswess."
 SYSTEM_2 = (
-    SYSTEM_1 + " You are an assistant, with the ability to do reasoning. When performing reasoning always perform your full chain of thought"
+    SYSTEM_1
+    + " You are an assistant, with the ability to do reasoning. When performing reasoning always perform your full chain of thought"
     " inside <think>...</think> before giving a final answer."
 )
 SYSTEM_3 = SYSTEM_2 + " You are always reasoning so always use <think> </think> tags."

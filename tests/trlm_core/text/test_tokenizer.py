@@ -75,9 +75,7 @@ def test_the_reference_template_keeps_the_indentation_of_the_report_s_code(tiny_
 
 
 @pytest.mark.parametrize("template", ["clean", "reference"])
-def test_the_default_system_turn_comes_once_and_gives_way_to_the_conversation_s_own(
-    template: str, tiny_tokenizer: PreTrainedTokenizerBase
-):
+def test_the_default_system_turn_comes_once_and_gives_way_to_the_conversation_s_own(template: str, tiny_tokenizer: PreTrainedTokenizerBase):
     tokenizer = stage_tokenizer(tiny_tokenizer, [], rendering(template=template, system_prompt=SYSTEM))
     default = tokenizer.decode(conversation_ids(tokenizer, MULTI_TURN))
     own = tokenizer.decode(conversation_ids(tokenizer, WITH_SYSTEM))

@@ -88,18 +88,20 @@ def _configured(sizes: dict[str, object]) -> dict[str, Any]:
 
 
 def _draw(source: _Source, accept: Accept, counts: Counter[str], made: Callable[[Entry, Problem], Drawn | None]) -> Iterator[Drawn]:
-    """What `made` makes of each item that passes the gate, until PATIENCE items in a row make nothing."""
+    """What `made` makes of each item that passes the gate, until PATIENCE derivable items in a row make nothing."""
     seen: set[str] = set()
     fruitless = 0
     for place in range(ITEMS_PER_SEED):
         entry = source.dataset[place]
         counts["drawn"] += 1
+        underivable = counts["not_derivable"]
         problem = _gate(source, entry, seen, accept, counts)
         result = None if problem is None else made(entry, problem)
-        fruitless = fruitless + 1 if result is None else 0
+        # An item that cannot be derived says little about what is left: a rare word counts a hundredth of a seen one.
+        fruitless = fruitless + (0.01 if counts["not_derivable"] > underivable else 1) if result is None else 0
         if result is not None:
             yield result
-        if fruitless == PATIENCE:
+        if fruitless >= PATIENCE:
             return
 
 

@@ -10,15 +10,17 @@ from decimal import Decimal
 from typing import TypeVar
 
 FAULTS: dict[str, str] = {
-    "wrong_result": "an operation is given a wrong result",
+    "wrong_result": "an operation is given a result that is off by three or more",
+    "near_miss": "an operation is given a result that is off by one or two",
     "misread": "a number, word, letter or name is copied wrongly from the question",
     "wrong_pick": "the wrong item is chosen among those that remain",
     "wrong_verdict": "a comparison or a claim is judged the wrong way round",
     "miscount": "occurrences are counted wrongly",
     "misspelled": "letters come out in the wrong order",
 }
-MISCALCULATIONS = (1, -1, 2, -2, 10, -10)
-MISREADINGS = (*MISCALCULATIONS, 3, -3, 4, -4, 5, -5)  # one digit is taken for any other
+NEAR = (1, -1, 2, -2)
+FAR = (10, -10, 3, -3, 4, -4, 5, -5)
+MISREADINGS = (*NEAR, *FAR)  # one digit is taken for any other
 VOWELS = "aeiou"
 CONSONANTS = "bcdfghjklmnpqrstvwxyz"
 
@@ -34,7 +36,8 @@ class NoSlip:
 
     def computed(self, value: Number) -> Number:
         """The result of an operation."""
-        return self._at("wrong_result", value, nearby(value, MISCALCULATIONS))
+        off = self._at("wrong_result", value, nearby(value, FAR))
+        return self._at("near_miss", off, nearby(value, NEAR))
 
     def read(self, value: Value, among: Sequence[Value]) -> Value:
         """Something copied from the question; `among` holds what it could be mistaken for."""

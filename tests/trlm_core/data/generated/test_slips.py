@@ -12,12 +12,19 @@ def test_no_slip_returns_every_value_and_notes_the_faults_that_fit() -> None:
     assert slip.picked("a", ["a", "b", "c"]) == "a"
     assert slip.counted(0) == 0
     assert slip.spelled("nus") == "nus"
-    assert slip.options == {"wrong_result": [6], "wrong_verdict": [1], "wrong_pick": [2], "miscount": [2], "misspelled": [2]}
+    assert slip.options == {
+        "wrong_result": [8],
+        "near_miss": [4],
+        "wrong_verdict": [1],
+        "wrong_pick": [2],
+        "miscount": [2],
+        "misspelled": [2],
+    }
 
 
 def test_a_slip_changes_its_own_place_only() -> None:
     slip = Slip("wrong_result", place=1, option=1)
-    assert [slip.computed(7), slip.computed(7), slip.computed(7), slip.counted(7)] == [7, 6, 7, 7]
+    assert [slip.computed(7), slip.computed(7), slip.computed(7), slip.counted(7)] == [7, -3, 7, 7]
 
 
 def test_a_misread_number_keeps_its_sign() -> None:
@@ -46,5 +53,5 @@ def test_swapping_equal_letters_is_no_fault() -> None:
 
 
 def test_every_kind_of_fault_says_what_it_is() -> None:
-    assert set(FAULTS) == {"wrong_result", "misread", "wrong_pick", "wrong_verdict", "miscount", "misspelled"}
+    assert set(FAULTS) == {"wrong_result", "near_miss", "misread", "wrong_pick", "wrong_verdict", "miscount", "misspelled"}
     assert all(FAULTS.values())
