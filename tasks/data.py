@@ -13,7 +13,9 @@ from trlm_core.recipes.schema import Source, Stage
 from trlm_core.tracking import RunAddress, log_dataset
 
 
-@task(name="fetch-base", task_run_name="base of {place.recipe.name}", tags=["data"], retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE)
+@task(
+    name="fetch-base", task_run_name="base of {place.recipe.name}", tags=["data"], retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE
+)
 def fetch_base(place: Place) -> Manifest:
     return base_model.make_base(place.store, place.recipe.base)
 
