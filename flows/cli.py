@@ -43,6 +43,8 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
     """Run a recipe from its sources to its report."""
+    # Read when torch is first imported: threads that spin while they wait starve whatever else runs on a small machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from trlm_core.plan import check_run
 
     with _clear_errors():

@@ -4,6 +4,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.place import Place
+from tasks.retries import unless_mistaken
 from tasks.runs import built
 from trlm_core import base_model
 from trlm_core.artifacts.manifest import Manifest
@@ -14,13 +15,27 @@ from trlm_core.tracking import RunAddress, log_dataset
 
 
 @task(
-    name="fetch-base", task_run_name="base of {place.recipe.name}", tags=["data"], retries=2, retry_delay_seconds=10, cache_policy=NO_CACHE
+    name="fetch-base",
+    task_run_name="base of {place.recipe.name}",
+    tags=["data"],
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=unless_mistaken,
+    cache_policy=NO_CACHE,
 )
 def fetch_base(place: Place) -> Manifest:
     return base_model.make_base(place.store, place.recipe.base)
 
 
-@task(name="read-source", task_run_name="read {source.name}", tags=["data"], retries=3, retry_delay_seconds=10, cache_policy=NO_CACHE)
+@task(
+    name="read-source",
+    task_run_name="read {source.name}",
+    tags=["data"],
+    retries=3,
+    retry_delay_seconds=10,
+    retry_condition_fn=unless_mistaken,
+    cache_policy=NO_CACHE,
+)
 def read_source(place: Place, stage: Stage, source: Source, base: Manifest) -> Manifest:
     return sources.read_source(place.store, place.recipe, stage, source, base)
 

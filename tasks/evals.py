@@ -12,7 +12,7 @@ from trlm_core.recipes.schema import Stage
 from trlm_core.tracking import RunAddress, flattened, log_file, log_metrics
 
 
-@task(name="answer-questions", task_run_name="ask {subject}", tags=["evaluation"], retries=1, cache_policy=NO_CACHE)
+@task(name="answer-questions", task_run_name="ask {subject}", tags=["evaluation"], cache_policy=NO_CACHE)
 def answer_questions(place: Place, subject: str, stage: Stage, checkpoint: Manifest, questions: Manifest, shots: bool = False) -> Manifest:
     """Replies of the checkpoint under the stage's template; `shots`: with solved questions before each."""
 
@@ -38,7 +38,7 @@ def answer_questions(place: Place, subject: str, stage: Stage, checkpoint: Manif
     return built(place, spec, {"subject": subject, "evaluation": place.evaluation.model_dump(mode="json")}, build)
 
 
-@task(name="score-held-out", task_run_name="held-out rows of {stage.name}", tags=["evaluation"], retries=1, cache_policy=NO_CACHE)
+@task(name="score-held-out", task_run_name="held-out rows of {stage.name}", tags=["evaluation"], cache_policy=NO_CACHE)
 def score_held_out(place: Place, stage: Stage, checkpoint: Manifest, start: Manifest, dataset: Manifest) -> Manifest:
     def build(run: RunAddress) -> Manifest:
         with bar(f"held-out rows of {stage.name}", "row") as show:

@@ -5,6 +5,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.place import Place
 from tasks.progress import bar
+from tasks.retries import if_killed
 from tasks.runs import built
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.recipes.schema import Stage
@@ -19,7 +20,15 @@ def add_tokens(place: Place, stage: Stage, dataset: Manifest, parent: Manifest) 
     return new_tokens.make_start(place.store, place.recipe, stage, dataset, parent)
 
 
-@task(name="train-stage", task_run_name="train {stage.name}", tags=["training"], retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)
+@task(
+    name="train-stage",
+    task_run_name="train {stage.name}",
+    tags=["training"],
+    retries=1,
+    retry_delay_seconds=5,
+    retry_condition_fn=if_killed,
+    cache_policy=NO_CACHE,
+)
 def train_stage(place: Place, stage: Stage, dataset: Manifest, start: Manifest) -> Manifest:
     def build(run: RunAddress) -> Manifest:
         log_dataset(

@@ -20,7 +20,11 @@ LOG_LINES = 25
 
 
 class TrainingFailedError(RuntimeError):
-    """The training process ended badly; the message carries the end of its log."""
+    """The training process ended badly; the message carries what it said last."""
+
+
+class TrainingKilledError(TrainingFailedError):
+    """The training process was killed, by a signal or for its memory: another try can help."""
 
 
 def run_training(
@@ -79,6 +83,7 @@ def _follow(process: subprocess.Popen[bytes], job: TrainingJob, log: Path, on_pr
             process.terminate()
             process.wait()
     if process.returncode:
-        said = job.error_file if job.error_file.exists() else log
-        tail = "\n".join(said.read_text(errors="replace").splitlines()[-LOG_LINES:])
-        raise TrainingFailedError(f"the training process ended with {process.returncode}; the end of what it said:\n{tail}")
+        raised = job.error_file.exists()
+        tail = "\n".join((job.error_file if raised else log).read_text(errors="replace").splitlines()[-LOG_LINES:])
+        failure = TrainingFailedError if raised else TrainingKilledError
+        raise failure(f"the training process ended with {process.returncode}; the end of what it said:\n{tail}")

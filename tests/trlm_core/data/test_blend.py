@@ -1,5 +1,6 @@
 """Blends of the tiny recipe, end to end: counts, order, provenance, the checks that stop a wrong one, and the card."""
 
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -46,7 +47,7 @@ def test_the_held_out_split_has_every_source_s_count_twice_for_pairs(built: Any,
 
 def test_a_blend_is_shuffled_across_its_sources(built: Any, stage: str):
     names = [row["source"] for row in _rows(built, stage)]
-    changes = sum(a != b for a, b in zip(names, names[1:], strict=False))
+    changes = sum(a != b for a, b in itertools.pairwise(names))
     assert changes > len(names) / 4
 
 

@@ -145,7 +145,7 @@ def test_a_blend_of_hub_splits_passes_its_checks_and_is_rendered(number: int, hu
 
 
 def test_a_hub_split_that_is_shorter_than_its_count_is_an_error_with_both_numbers(hub_recipe: Callable[..., Recipe], store: Store):
-    with pytest.raises(SourceError, match="everyday_no_think: wanted 1,000 examples, the source has 9"):
+    with pytest.raises(SourceError, match=r"everyday_no_think: wanted 1,000 examples, the source has 9"):
         _read(store, hub_recipe(count=1_000), 0, 0)
     assert store.manifests() == [make_base(store, hub_recipe().base)]
 

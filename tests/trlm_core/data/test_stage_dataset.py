@@ -96,7 +96,7 @@ def test_a_row_that_lost_every_label_is_dropped_and_counted(rendered: Callable):
 
 
 def test_a_stage_dataset_without_a_row_is_an_error(rendered: Callable):
-    with pytest.raises(RenderingError, match="stage1_sft: wanted rows to train on, got none.*'dropped_without_label': 1.*max_length"):
+    with pytest.raises(RenderingError, match=r"stage1_sft: wanted rows to train on, got none.*'dropped_without_label': 1.*max_length"):
         rendered(0, [chat("4 + 3?", "7")], max_length=4)
 
 
@@ -168,8 +168,9 @@ def test_a_blend_s_both_splits_are_rendered_row_by_row(built: Any):
 )
 def test_every_field_of_a_rendering_changes_the_stage_dataset_and_its_fingerprint(leaf: str, value: Any, rendered: Callable):
     row = chat("4 + 3?", "<think>\n4 + 3 = 7. 7 - 2 = 5. 5 + 1 = 6.\n</think>\n<end>6")
-    before, rows, _ = rendered(1, [row])
-    after, changed, _ = rendered(1, [row], **{leaf: value})
+    others = {"loss_on": "all"} if leaf == "template" else {}  # the reference template marks no reply
+    before, rows, _ = rendered(1, [row], **others)
+    after, changed, _ = rendered(1, [row], **others, **{leaf: value})
     assert after.fingerprint != before.fingerprint
     assert changed != rows
 

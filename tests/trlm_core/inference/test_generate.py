@@ -54,9 +54,7 @@ def test_a_reply_that_ends_its_turn_has_ended_and_its_text_stops_before_the_end(
     assert replies(prompts) == [Generated("", tokens=1, ended=True)] * len(prompts)
 
 
-def test_a_reply_keeps_its_special_tokens(
-    prompts: list[list[int]], replies: Callable[..., list[Generated]], tiny_model: PreTrainedModel
-):
+def test_a_reply_keeps_its_special_tokens(prompts: list[list[int]], replies: Callable[..., list[Generated]], tiny_model: PreTrainedModel):
     _say(tiny_model, 1)
     assert replies(prompts[:1], max_new_tokens=2) == [Generated("<|im_start|><|im_start|>", tokens=2, ended=False)]
 

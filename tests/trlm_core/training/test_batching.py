@@ -1,5 +1,6 @@
 """Steps and micro-batches: the same sequences in the same order, however a step is cut."""
 
+import itertools
 import random
 
 import pytest
@@ -47,7 +48,7 @@ def test_micro_batches_part_the_sequences_and_keep_the_budget_for_any_lengths():
         cuts = cut_micro_batches(lengths, tokens)
         assert sorted(position for cut in cuts for position in cut) == list(range(len(lengths)))
         assert all(len(cut) == 1 or max(lengths[position] for position in cut) * len(cut) <= tokens for cut in cuts)
-        assert all(lengths[a] >= lengths[b] for cut in cuts for a, b in zip(cut, cut[1:], strict=False)), "like lengths lie together"
+        assert all(lengths[a] >= lengths[b] for cut in cuts for a, b in itertools.pairwise(cut)), "like lengths lie together"
 
 
 def test_a_sequence_over_the_budget_is_a_micro_batch_of_its_own():

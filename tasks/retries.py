@@ -1,0 +1,23 @@
+"""Retries where a retry can help: a mistake in the recipe stays one, a dropped connection or a killed process need not."""
+
+from typing import Any
+
+from prefect import Task
+from prefect.client.schemas.objects import State, TaskRun
+
+from trlm_core.training.launch import TrainingKilledError
+
+
+def unless_mistaken(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """False for a ValueError: the core raises one for what the user has to change."""
+    return not isinstance(_error(state), ValueError)
+
+
+def if_killed(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """True where the training process was killed; what it raised by itself it would raise again."""
+    return isinstance(_error(state), TrainingKilledError)
+
+
+def _error(state: State[Any]) -> BaseException | None:
+    result = state.result(raise_on_failure=False)
+    return result if isinstance(result, BaseException) else None

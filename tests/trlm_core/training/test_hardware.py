@@ -1,0 +1,35 @@
+"""Hardware: what a device takes at once, and nothing that would change a number."""
+
+import pytest
+import torch
+
+from trlm_core.recipes.execution import Execution
+from trlm_core.recipes.schema import ReportedExecution
+from trlm_core.training.hardware import detect_hardware, usable_cores
+
+REPORTED = ReportedExecution(per_device_train_batch_size=32, gradient_accumulation_steps=4, gradient_checkpointing=True, save_steps=300)
+
+
+def test_a_cpu_takes_small_micro_batches_and_recomputes_no_activation():
+    hardware = detect_hardware(Execution(device="cpu"), REPORTED)
+    assert (hardware.device, hardware.tokens_per_micro_batch, hardware.activation_checkpointing) == ("cpu", 384, False)
+
+
+def test_a_gpu_starts_from_the_report_s_execution():
+    hardware = detect_hardware(Execution(device="cuda"), REPORTED)
+    assert (hardware.tokens_per_micro_batch, hardware.activation_checkpointing) == (32 * 4096, True)
+    assert not detect_hardware(Execution(device="cuda"), None).activation_checkpointing
+
+
+def test_the_user_s_budget_wins():
+    assert detect_hardware(Execution(device="cpu", tokens_per_micro_batch=77), None).tokens_per_micro_batch == 77
+
+
+def test_processes_share_the_cores():
+    assert detect_hardware(Execution(device="cpu"), None).threads == usable_cores()
+    assert detect_hardware(Execution(device="cpu", processes=1_000), None).threads == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has an accelerator")
+def test_auto_is_the_cpu_where_there_is_nothing_else():
+    assert detect_hardware(Execution(), None).device == "cpu"
