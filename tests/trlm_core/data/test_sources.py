@@ -158,7 +158,7 @@ def test_a_column_that_a_hub_split_does_not_have_is_named(column: str, hub_recip
 
 @pytest.mark.parametrize("changes", [{"drop": ["prompts"]}, {"rename": {"dataset_name": "source"}}])
 def test_a_column_to_drop_or_rename_that_is_not_there_is_named(changes: dict[str, Any], hub_recipe: Callable[..., Recipe], store: Store):
-    with pytest.raises(SourceError, match="prompts|dataset_name"):
+    with pytest.raises(SourceError, match=r"prompts|dataset_name"):
         _read(store, hub_recipe(**changes), 2, 0)
 
 

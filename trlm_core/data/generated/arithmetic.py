@@ -54,14 +54,14 @@ def _term(tokens: deque[str], slip: NoSlip, steps: list[str]) -> Decimal:
 
 
 def _negated(value: Decimal, slip: NoSlip, steps: list[str]) -> Decimal:
-    result = slip.computed(-value)
+    result = slip.computed(-value, value)
     steps.append(f"-({number_text(value)}) = {number_text(result)}.")
     return result
 
 
 def _operate(left: Decimal, sign: str, right: Decimal, slip: NoSlip, steps: list[str]) -> Decimal:
     exact = _quotient(left, right) if sign == "/" else OPERATIONS[sign](left, right)
-    result = slip.computed(exact)
+    result = slip.computed(exact, left, right)
     steps.append(f"{number_text(left)} {sign} {number_text(right)} = {number_text(result)}.")
     return result
 
@@ -85,7 +85,7 @@ def derive_products(entry: Entry, slip: NoSlip) -> Derivation:
 def _multiply(left: int, right: int, slip: NoSlip, steps: list[str]) -> int:
     total = 0
     for place, (one, other) in enumerate(_partial_factors(left, right)):
-        product = slip.computed(one * other)
+        product = slip.computed(one * other, one, other)
         steps.append(f"{one} * {other} = {product}.")
         total = added(total, product, slip, steps) if place else product
     return total
@@ -99,7 +99,7 @@ def _partial_factors(left: int, right: int) -> list[tuple[int, int]]:
 
 
 def added(total: int, product: int, slip: NoSlip, steps: list[str]) -> int:
-    result = slip.computed(total + product)
+    result = slip.computed(total + product, total, product)
     steps.append(f"{total} + {product} = {result}.")
     return result
 

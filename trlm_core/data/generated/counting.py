@@ -38,7 +38,7 @@ def derive_leg_counting(entry: Entry, slip: NoSlip) -> Derivation:
     total = 0
     for place, (animal, asked) in enumerate(entry["metadata"]["animals"].items()):
         count = slip.read_number(asked)
-        legs = slip.computed(count * ANIMALS[animal])
+        legs = slip.computed(count * ANIMALS[animal], count, ANIMALS[animal])
         steps.append(f"{herd(count, animal)}: {count} * {ANIMALS[animal]} = {legs}.")
         total = added(total, legs, slip, steps) if place else legs
     return tuple(steps), str(total)
@@ -56,7 +56,7 @@ def derive_letter_counting(entry: Entry, slip: NoSlip) -> Derivation:
     for asked in words:
         word = slip.read(asked, misreadings(asked) + _with_letter(asked, letter))
         count = slip.counted(word.count(letter))
-        total = slip.computed(total + count)
+        total = slip.computed(total + count, total, count)
         steps.append(f"{word} {count}, total {total}.")
     return tuple(steps), str(total)
 

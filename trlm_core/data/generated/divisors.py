@@ -29,7 +29,7 @@ def derive_lcm(entry: Entry, slip: NoSlip) -> Derivation:
     multiple = first
     for number in others:
         cofactor = _divide(multiple, _euclid(multiple, number, slip, steps), slip, steps)
-        multiple = slip.computed(cofactor * number)
+        multiple = slip.computed(cofactor * number, cofactor, number)
         steps.append(f"{cofactor} * {number} = {multiple}.")
     return tuple(steps), str(multiple)
 
@@ -38,7 +38,7 @@ def _euclid(one: int, other: int, slip: NoSlip, steps: list[str]) -> int:
     """The last remainder that is not zero. A wrong remainder must still be one: 0 <= remainder < divisor."""
     dividend, divisor = max(one, other), min(one, other)
     while divisor:
-        remainder = slip.computed(dividend % divisor)
+        remainder = slip.computed(dividend % divisor, dividend, divisor)
         if not 0 <= remainder < divisor:
             raise NotDerivableError(f"{remainder} is no remainder of a division by {divisor}")
         steps.append(f"{dividend} = {divisor} * {dividend // divisor} + {remainder}.")
@@ -50,7 +50,7 @@ def _euclid(one: int, other: int, slip: NoSlip, steps: list[str]) -> int:
 def _divide(dividend: int, divisor: int, slip: NoSlip, steps: list[str]) -> int:
     if dividend % divisor:
         raise NotDerivableError(f"{dividend} / {divisor} is not whole")
-    quotient = slip.computed(dividend // divisor)
+    quotient = slip.computed(dividend // divisor, dividend, divisor)
     steps.append(f"{dividend} / {divisor} = {quotient}.")
     return quotient
 

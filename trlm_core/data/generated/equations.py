@@ -35,17 +35,13 @@ def _solve_sum(match: re.Match[str], slip: NoSlip) -> Derivation:
     if not match["sign"]:
         return _solve_product(coefficient, slip.read_number(right), (), slip)
     constant, right = slip.read_number(int(match["constant"])), slip.read_number(right)
-    if match["sign"] == "+":
-        moved, text = right - constant, f"{right} - {constant}"
-    else:
-        moved, text = right + constant, f"{right} + {constant}"
-    return _moved(coefficient, moved, text, slip)
+    return _moved(coefficient, right, "-" if match["sign"] == "+" else "+", constant, slip)
 
 
 def _solve_difference(match: re.Match[str], slip: NoSlip) -> Derivation:
     constant, coefficient = slip.read_number(int(match["constant"])), _coefficient(match, slip)
     right = slip.read_number(int(match["right"]))
-    return _moved(coefficient, constant - right, f"{constant} - {right}", slip)
+    return _moved(coefficient, constant, "-", right, slip)
 
 
 def _coefficient(match: re.Match[str], slip: NoSlip) -> int:
@@ -54,16 +50,16 @@ def _coefficient(match: re.Match[str], slip: NoSlip) -> int:
     return slip.read_number(int(digits)) if digits.strip("-") else int(f"{digits}1")
 
 
-def _moved(coefficient: int, value: int, text: str, slip: NoSlip) -> Derivation:
-    result = slip.computed(value)
-    steps = (f"{_term(coefficient)} = {text} = {result}.",)
+def _moved(coefficient: int, left: int, sign: str, right: int, slip: NoSlip) -> Derivation:
+    result = slip.computed(left + right if sign == "+" else left - right, left, right)
+    steps = (f"{_term(coefficient)} = {left} {sign} {right} = {result}.",)
     return (steps, str(result)) if coefficient == 1 else _solve_product(coefficient, result, steps, slip)
 
 
 def _solve_product(coefficient: int, right: int, steps: tuple[str, ...], slip: NoSlip) -> Derivation:
     if right % coefficient:
         raise NotDerivableError(f"{right} / {coefficient} is not whole")
-    result = slip.computed(right // coefficient)
+    result = slip.computed(right // coefficient, right, coefficient)
     return (*steps, f"x = {right} / {coefficient} = {result}."), str(result)
 
 

@@ -27,8 +27,8 @@ def _from_decimal(number: int, base: int, slip: NoSlip) -> Derivation:
     steps: list[str] = []
     digits = ""
     while number > 0 or not digits:
-        quotient = slip.computed(number // base)
-        remainder = slip.computed(number % base)
+        quotient = slip.computed(number // base, number, base)
+        remainder = slip.computed(number % base, number, base)
         if not 0 <= quotient < number or not 0 <= remainder < base:
             raise NotDerivableError(f"{number} = {base} * {quotient} + {remainder} is no division")
         steps.append(f"{number} = {base} * {quotient} + {remainder}.")
@@ -41,7 +41,7 @@ def _to_decimal(digits: list[int], base: int, slip: NoSlip) -> Derivation:
     steps: list[str] = []
     value = digits[0]
     for digit in digits[1:]:
-        result = slip.computed(value * base + digit)
+        result = slip.computed(value * base + digit, value, base, digit)
         steps.append(f"{value} * {base} + {digit} = {result}.")
         value = result
     return tuple(steps), str(value)
@@ -59,7 +59,7 @@ def derive_count_bits(entry: Entry, slip: NoSlip) -> Derivation:
     while number > 0:
         steps.append(f"{number}: {number % 2}.")
         ones += number % 2
-        half = slip.computed(number // 2)
+        half = slip.computed(number // 2, number)
         if not 0 <= half < number:
             raise NotDerivableError(f"{half} is no half of {number}")
         number = half

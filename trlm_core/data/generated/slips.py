@@ -12,6 +12,7 @@ from typing import TypeVar
 FAULTS: dict[str, str] = {
     "wrong_result": "an operation is given a result that is off by three or more",
     "near_miss": "an operation is given a result that is off by one or two",
+    "echo": "an operation is given one of its own operands as its result",
     "misread": "a number, word, letter or name is copied wrongly from the question",
     "wrong_pick": "the wrong item is chosen among those that remain",
     "wrong_verdict": "a comparison or a claim is judged the wrong way round",
@@ -34,10 +35,11 @@ class NoSlip:
     def __init__(self) -> None:
         self.options: defaultdict[str, list[int]] = defaultdict(list)
 
-    def computed(self, value: Number) -> Number:
-        """The result of an operation."""
+    def computed(self, value: Number, *operands: Number) -> Number:
+        """The result of an operation on these operands."""
         off = self._at("wrong_result", value, nearby(value, FAR))
-        return self._at("near_miss", off, nearby(value, NEAR))
+        off = self._at("near_miss", off, nearby(value, NEAR))
+        return self._at("echo", off, [operand for operand in dict.fromkeys(operands) if operand != value])
 
     def read(self, value: Value, among: Sequence[Value]) -> Value:
         """Something copied from the question; `among` holds what it could be mistaken for."""
