@@ -110,7 +110,7 @@ class Store:
         for unfinished in place.glob(f"*-{spec.fingerprint[:12]}"):
             logger.info("%s was left unfinished and is built again", unfinished)
             shutil.rmtree(unfinished)
-        last = max((int(path.name.split("-")[0]) for path in place.glob("*-*")), default=0)
+        last = max((int(path.name.split("-")[0]) for path in place.glob("[0-9][0-9][0-9]-*")), default=0)
         folder = place / f"{last + 1:03d}-{spec.fingerprint[:12]}"
         folder.mkdir(parents=True)
         return folder

@@ -17,6 +17,7 @@ from trlm_core.data.rows import CONVERSATION, PREFERENCE, Row, conversation, tab
 from trlm_core.data.shards import write_shards
 from trlm_core.data.split import is_held_out, seed_of
 from trlm_core.recipes.schema import DialogSource, GeneratedSource, HubSource, Recipe, Source, Stage
+from trlm_core.text.templates import chat_template
 from trlm_core.text.thoughts import with_thought
 from trlm_core.text.tokenizer import conversation_ids, load_tokenizer, stage_tokenizer
 
@@ -52,7 +53,8 @@ def source_spec(recipe: Recipe, stage: Stage, source: Source, base: Manifest) ->
         identity |= {"revision": recipe.generator, "sizes": recipe.families[source.family]}
         identity |= {"faults": list(stage.blend.faults), "unseen_faults": list(stage.blend.unseen_faults)}
     if stage.blend.max_tokens is not None:
-        identity |= {"max_tokens": stage.blend.max_tokens, "system_prompt": stage.rendering.system_prompt}
+        identity |= {"max_tokens": stage.blend.max_tokens, "template": chat_template(stage.rendering)}
+        identity |= {"added_tokens": list(recipe.added_tokens(stage))}
     return Spec(kind="datasets", group="sources", name=source.name, identity=identity, inputs={"tokenizer": base.fingerprint})
 
 
@@ -62,17 +64,19 @@ def read_source(store: Store, recipe: Recipe, stage: Stage, source: Source, base
 
     def build(folder: Path) -> dict[str, Any]:
         drawn = _draw(recipe, stage, source, _fits(store, recipe, stage, base))
-        _require_counts(source, drawn)
+        _require_counts(stage, source, drawn)
         write_shards(folder, "train", table(drawn.train, schema))
         write_shards(folder, "held_out", table(drawn.held_out, schema))
-        return {"train": len(drawn.train), "held_out": len(drawn.held_out), "dropped": dict(drawn.dropped)}
+        reasons = {reason: count for reason, count in drawn.dropped.items() if reason != "drawn"}
+        return {"train": len(drawn.train), "held_out": len(drawn.held_out), "dropped": reasons}
 
     return store.make(source_spec(recipe, stage, source, base), build)
 
 
 def _draw(recipe: Recipe, stage: Stage, source: Source, fits: Callable[[Row], bool]) -> Drawn:
     if isinstance(source, HubSource):
-        return Drawn([_placed(source, row, index) for index, row in enumerate(_hub_rows(source))], [], Counter())
+        columns = ("chosen", "rejected") if stage.training.trainer == "dpo" else ("messages",)
+        return Drawn(_all_placed(source, list(_hub_rows(source, columns))), [], Counter())
     if isinstance(source, DialogSource):
         return _drawn_dialogs(stage, source, fits)
     if source.form == "pair":
@@ -124,7 +128,7 @@ def _drawn_pairs(recipe: Recipe, stage: Stage, source: GeneratedSource, fits: Ca
         return list(itertools.islice((row for row in rows if fits(row)), count))
 
     train = take(source.num_examples, False, stage.blend.faults)
-    held_out = take(source.num_held_out, True, stage.blend.faults) + take(source.num_held_out, True, stage.blend.unseen_faults)
+    held_out = [row for faults in _held_out_faults(stage) for row in take(source.num_held_out, True, faults)]
     return Drawn(_all_placed(source, train), _all_placed(source, held_out), dropped)
 
 
@@ -139,14 +143,19 @@ def _drawn_dialogs(stage: Stage, source: DialogSource, fits: Callable[[Row], boo
     return Drawn(_all_placed(source, train), _all_placed(source, held_out), Counter(not_fitting=len(rows) - len(fitting)))
 
 
-def _hub_rows(source: HubSource) -> Iterator[Row]:
+def _hub_rows(source: HubSource, columns: tuple[str, ...]) -> Iterator[Row]:
     """The first rows of the split, streamed: what lies behind the cap is never downloaded."""
     import datasets
 
     stream = datasets.load_dataset(source.repo, source.subset, split=source.split, revision=source.revision, streaming=True)
     for row in itertools.islice(stream, source.num_examples):
+        wanted = {*source.drop, *source.rename}
+        if absent := sorted(wanted - row.keys()):
+            raise SourceError(f"{source.name}: wanted the columns {', '.join(absent)} to drop or rename, the split has {', '.join(row)}")
         kept = {source.rename.get(key, key): value for key, value in row.items() if key not in source.drop}
-        yield {key: kept[key] for key in ("messages", "chosen", "rejected", "source") if key in kept}
+        if absent := [key for key in columns if key not in kept]:
+            raise SourceError(f"{source.name}: wanted {', '.join(columns)}, the split lacks {', '.join(absent)}; it has {', '.join(row)}")
+        yield {key: kept[key] for key in (*columns, "source") if key in kept}
 
 
 def _placed(source: Source, row: Row, index: int) -> Row:
@@ -177,8 +186,14 @@ def _fits(store: Store, recipe: Recipe, stage: Stage, base: Manifest) -> Callabl
     return fits
 
 
-def _require_counts(source: Source, drawn: Drawn) -> None:
-    held_out = source.num_held_out * (2 if isinstance(source, GeneratedSource) and source.form == "pair" else 1)
+def _held_out_faults(stage: Stage) -> list[tuple[str, ...]]:
+    """Held-out pairs are drawn once with the kinds of fault that are trained on, and once with those that are not."""
+    return [faults for faults in (stage.blend.faults, stage.blend.unseen_faults) if faults]
+
+
+def _require_counts(stage: Stage, source: Source, drawn: Drawn) -> None:
+    pairs = isinstance(source, GeneratedSource) and source.form == "pair"
+    held_out = source.num_held_out * (len(_held_out_faults(stage)) if pairs else 1)
     for side, wanted, got in (("examples", source.num_examples, len(drawn.train)), ("held-out examples", held_out, len(drawn.held_out))):
         if got < wanted:
             raise SourceError(

@@ -33,7 +33,7 @@ from trlm_core.recipes.schema import DPOTraining, Evaluation, Recipe, Rendering,
 from trlm_core.text.templates import chat_template
 from trlm_core.text.tokenizer import load_tokenizer, prompt_ids
 from trlm_core.training.checkpoint import load_model
-from trlm_core.training.hardware import detect_hardware, usable_cores
+from trlm_core.training.hardware import detect_hardware
 
 REPLIES, HELD_OUT = "replies.jsonl", "held_out.json"
 OnProgress = Callable[[int, int], None]  # done, of how many
@@ -174,8 +174,9 @@ def _log_probs(
 
 
 def _device(execution: Execution) -> str:
-    torch.set_num_threads(usable_cores())
-    return detect_hardware(execution, None).device
+    hardware = detect_hardware(execution, None)
+    torch.set_num_threads(hardware.threads)
+    return hardware.device
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, question: Question, shots: bool) -> list[int]:

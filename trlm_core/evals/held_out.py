@@ -19,7 +19,10 @@ OnBatch = Callable[[int], None]
 
 
 class HeldOutLoss(BaseModel):
-    """Mean negative log-likelihood of the label tokens, in nats a token; `apo_zero` for pairs, whose start is 1 by its definition."""
+    """Mean negative log-likelihood of the label tokens, in nats a token; `apo_zero` for pairs, whose start is 1 by its definition.
+
+    Without held-out rows (`rows` 0) the losses say nothing.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,14 +89,16 @@ def preference_results(
     pairs: Rows, after: list[torch.Tensor], start: list[torch.Tensor], *, beta: float, seen_faults: Sequence[str], longer_is_chosen: bool
 ) -> tuple[HeldOutLoss, list[Preferences]]:
     """From the log-probs of `as_conversations(pairs)`: the apo_zero loss (arXiv 2408.06266) and preferences by kind of fault."""
-    sums_P2 = torch.stack([each.sum() for each in after]).view(-1, 2)
-    start_P2 = torch.stack([each.sum() for each in start]).view(-1, 2)
+    sums_P2, start_P2 = (torch.tensor([float(each.sum()) for each in log_probs]).view(-1, 2) for log_probs in (after, start))
     rewards_P2 = beta * (sums_P2 - start_P2)
-    loss = (1 - torch.sigmoid(rewards_P2[:, 0]) + torch.sigmoid(rewards_P2[:, 1])).mean()
+    loss = (1 - torch.sigmoid(rewards_P2[:, 0]) + torch.sigmoid(rewards_P2[:, 1])).sum() / max(len(pairs), 1)
     groups = {
         "unseen": [index for index, pair in enumerate(pairs) if pair["fault"] not in seen_faults],
         "seen": [index for index, pair in enumerate(pairs) if pair["fault"] in seen_faults],
-        **{kind: [i for i, pair in enumerate(pairs) if pair["fault"] == kind] for kind in sorted({pair["fault"] for pair in pairs})},
+        **{
+            kind: [i for i, pair in enumerate(pairs) if pair["fault"] == kind]
+            for kind in sorted({pair["fault"] for pair in pairs if pair["fault"]})
+        },
     }
     preferences = [
         _preferences(name, [pairs[index] for index in chosen], rewards_P2[chosen], start_P2[chosen], longer_is_chosen)

@@ -42,7 +42,10 @@ class Estimate(BaseModel):
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two models' replies to the same questions: mean of a - b, its standard error, and their ratio z (0 where nothing differs)."""
+    """Of two models' replies to the same questions: mean of a - b, its standard error, and their ratio z.
+
+    Where all pairs differ alike the standard error is 0; z then takes 1/n for it.
+    """
 
     mean: float
     standard_error: float
@@ -81,5 +84,5 @@ def paired_difference(a: Sequence[ScoredReply], b: Sequence[ScoredReply]) -> Dif
     if [reply.question for reply in a] != [reply.question for reply in b]:
         raise ValueError("wanted replies to the same questions in the same order, got different ones")
     differences = estimate(float(left.right) - float(right.right) for left, right in zip(a, b, strict=True))
-    z = differences.mean / differences.standard_error if differences.standard_error else 0.0
+    z = differences.mean / (differences.standard_error or 1 / max(differences.n, 1))
     return Difference(differences.mean, differences.standard_error, z)

@@ -11,4 +11,4 @@ class Execution(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # ROCm answers to "cuda"
     tokens_per_micro_batch: PositiveInt | None = None  # padded tokens of one forward; None: what the hardware's memory allows
     sequences_per_generation_batch: PositiveInt | None = None
-    processes: PositiveInt = 1  # of a training
+    threads: PositiveInt | None = None  # of the CPU; None: every core that this process may use

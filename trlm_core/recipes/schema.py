@@ -199,6 +199,8 @@ class Stage(RecipePart):
             raise ValueError(f"{self.name}: wanted form: pair exactly where the trainer is dpo, got {sorted(pairs ^ wanted)}")
         if bool(pairs) != bool(self.blend.faults):
             raise ValueError(f"{self.name}: wanted faults exactly where the sources have form: pair")
+        if self.training.trainer == "sft" and self.rendering.template == "reference" and self.rendering.loss_on == "assistant":
+            raise ValueError(f"{self.name}: wanted loss_on: all with template: reference, which does not mark the replies")
         if (self.rendering.max_prompt_length is not None) != (self.training.trainer == "dpo"):
             raise ValueError(f"{self.name}: wanted max_prompt_length with trainer: dpo and null with sft")
         return self

@@ -59,12 +59,16 @@ def report_page(store: Store, results: RunResults, numbers: Numbers) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.jinja").render(
-        recipe=results.recipe,
-        style=(TEMPLATES / "report.css").read_text(),
-        facts=headline(results, numbers),
-        sections=[section for section in sections(store, results, numbers) if not section.is_empty],
-    ).lstrip()
+    return (
+        environment.get_template("report.html.jinja")
+        .render(
+            recipe=results.recipe,
+            style=(TEMPLATES / "report.css").read_text(),
+            facts=headline(results, numbers),
+            sections=[section for section in sections(store, results, numbers) if not section.is_empty],
+        )
+        .lstrip()
+    )
 
 
 def headline(results: RunResults, numbers: Numbers) -> list[Fact]:

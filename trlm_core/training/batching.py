@@ -1,6 +1,6 @@
 """Steps and micro-batches: the recipe fixes the sequences of every optimizer step; the hardware only says how a step is cut.
 
-plan_steps(5, epochs=2, sequences_per_step=2, seed=0) -> [[2, 4], [0, 1], [3, 2], ...]: row numbers, epoch after epoch, whole steps only.
+plan_steps(5, epochs=2, sequences_per_step=2, seed=0) -> [[2, 4], [3, 0], [1, 4], ...]: row numbers, epoch after epoch, whole steps only.
 """
 
 from collections.abc import Callable, Sequence

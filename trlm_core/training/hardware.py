@@ -23,7 +23,7 @@ def detect_hardware(execution: Execution, reported: ReportedExecution | None) ->
     on_gpu = device == "cuda"
     return Hardware(
         device=device,
-        threads=max(1, usable_cores() // execution.processes),
+        threads=execution.threads or usable_cores(),
         tokens_per_micro_batch=execution.tokens_per_micro_batch or (GPU_TOKENS if on_gpu else CPU_TOKENS),
         activation_checkpointing=on_gpu and reported is not None and reported.gradient_checkpointing,
     )

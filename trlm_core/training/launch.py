@@ -56,15 +56,13 @@ def run_training(
 
 def _started(job: TrainingJob, scratch: Path) -> subprocess.Popen[bytes]:
     (scratch / "job.json").write_text(job.model_dump_json())
-    processes = job.execution.processes
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"),
         *("-m", "trlm_core.training.worker", str(scratch / "job.json")),
     ]
-    # torchrun would set one thread for several processes.
     # Threads that spin while they wait starve whatever else runs on a small machine, and are starved by it.
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // processes))}
+    threads = {"OMP_NUM_THREADS": str(job.execution.threads or usable_cores())}
     with (scratch / "training.log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **quiet, **threads})
 

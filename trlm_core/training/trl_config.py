@@ -38,14 +38,14 @@ def _shared(training: Optimization, hardware: Hardware, steps: int, output: Path
         "gradient_accumulation_steps": 1,
         "learning_rate": training.learning_rate,
         "weight_decay": training.weight_decay,
-        "warmup_steps": training.warmup_ratio,  # below 1 it is a ratio
+        "warmup_steps": training.warmup_ratio if training.warmup_ratio < 1 else steps,  # below 1 it is a ratio
         "max_grad_norm": training.max_grad_norm,
         "lr_scheduler_type": training.lr_scheduler_type,
         "lr_scheduler_kwargs": {"min_lr_rate": training.min_lr_rate} if training.min_lr_rate is not None else {},
         "bf16": training.precision == "bf16_mixed",
         "use_cpu": hardware.device == "cpu",
         "seed": training.seed,
-        "gradient_checkpointing": hardware.activation_checkpointing,
+        "activation_checkpointing": hardware.activation_checkpointing,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",  # the process writes its own run: watch.py

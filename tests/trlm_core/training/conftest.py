@@ -1,6 +1,5 @@
 """Trainings of the tiny model on rows of literal seeds: a job as the worker gets it, and the curve that it leaves."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from trlm_core.training.worker import TrainingJob, make_trainer
 
 Rows = list[dict[str, Any]]
 VOCABULARY = 476
-ONE_THREAD = Execution(device="cpu", processes=os.cpu_count() or 1)  # a process's share of the cores: one, so that sums have one order
+ONE_THREAD = Execution(device="cpu", threads=1)  # so that sums have one order
 SHARED: dict[str, Any] = {
     "epochs": 2,
     "sequences_per_step": 8,

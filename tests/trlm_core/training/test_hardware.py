@@ -25,9 +25,9 @@ def test_the_user_s_budget_wins():
     assert detect_hardware(Execution(device="cpu", tokens_per_micro_batch=77), None).tokens_per_micro_batch == 77
 
 
-def test_processes_share_the_cores():
+def test_threads_are_the_cores_unless_the_user_says_otherwise():
     assert detect_hardware(Execution(device="cpu"), None).threads == usable_cores()
-    assert detect_hardware(Execution(device="cpu", processes=1_000), None).threads == 1
+    assert detect_hardware(Execution(device="cpu", threads=1), None).threads == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has an accelerator")

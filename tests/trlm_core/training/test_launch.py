@@ -110,19 +110,5 @@ def test_the_worker_dies_within_seconds_when_its_launcher_is_killed(
         launcher.wait()
 
 
-def test_two_processes_train_as_one_does(make_job: Callable[..., TrainingJob], stage_of: Callable, sft_training_of: Callable):
-    losses = []
-    for processes in (1, 2):
-        job = make_job(sft_training_of(max_grad_norm=100.0))
-        execution = Execution(device="cpu", processes=processes, tokens_per_micro_batch=100)
-        run_training(
-            stage_of(job.training), execution, dataset=job.dataset, parent=job.parent, output=job.output, run=None, on_progress=print
-        )
-        history = read_history(job.output)
-        assert [line["step"] for line in history] == list(range(1, STEPS + 1)), f"{processes} processes: a line a step"
-        losses.append([line["loss"] for line in history])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-
-
 def _still_running(processes: list[psutil.Process]) -> Iterator[psutil.Process]:
     return (process for process in processes if process.is_running())
