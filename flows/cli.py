@@ -13,6 +13,7 @@ from trlm_core.artifacts.store import Store
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.load import load_recipe, recipe_names
 from trlm_core.recipes.schema import Recipe
+from trlm_core.training.hardware import HUGE_PAGES, PATIENT_THREADS
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Turn a tiny language model into a reasoning one."
@@ -43,8 +44,8 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
     """Run a recipe from its sources to its report."""
-    # Read when torch is first imported: threads that spin while they wait starve whatever else runs on a small machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in {**HUGE_PAGES, **PATIENT_THREADS}.items():
+        os.environ.setdefault(name, value)  # before torch is imported
     from trlm_core.plan import check_run
 
     with _clear_errors():

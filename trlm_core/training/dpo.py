@@ -37,6 +37,7 @@ class StepDPOTrainer(StepTrainer, DPOTrainer):
         """The parent's summed log-probs of both replies, once, before the first step, by length."""
         rows = dataset.to_list()
         chosen, rejected = [0.0] * len(rows), [0.0] * len(rows)
+        self.use_label_head()
         assert self.model is not None
         self.model.eval()
         for positions in cut_micro_batches([pair_length(row) for row in rows], self._tokens):

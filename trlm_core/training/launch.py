@@ -11,11 +11,12 @@ from pathlib import Path
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import Stage
 from trlm_core.tracking import RunAddress
-from trlm_core.training.hardware import usable_cores
+from trlm_core.training.hardware import HUGE_PAGES, PATIENT_THREADS, usable_cores
 from trlm_core.training.watch import ProcessAddress, Progress, read_progress
 from trlm_core.training.worker import TrainingJob
 
 POLL_SECONDS = 0.5
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 LOG_LINES = 25
 
 
@@ -60,11 +61,9 @@ def _started(job: TrainingJob, scratch: Path) -> subprocess.Popen[bytes]:
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"),
         *("-m", "trlm_core.training.worker", str(scratch / "job.json")),
     ]
-    # Threads that spin while they wait starve whatever else runs on a small machine, and are starved by it.
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    threads = {"OMP_NUM_THREADS": str(job.execution.threads or usable_cores())}
+    environment = {**HUGE_PAGES, **PATIENT_THREADS, **os.environ, **QUIET, "OMP_NUM_THREADS": str(job.execution.threads or usable_cores())}
     with (scratch / "training.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **quiet, **threads})
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 def _follow(process: subprocess.Popen[bytes], job: TrainingJob, log: Path, on_progress: Callable[[Progress], None]) -> None:

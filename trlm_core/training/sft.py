@@ -20,6 +20,7 @@ class StepSFTTrainer(StepTrainer, SFTTrainer):
 
     def __init__(self, *args: Any, step_dataset: StepDataset, noise_alpha: float | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.use_label_head()
         self.step_dataset = step_dataset
         self._noise = None
         if noise_alpha is not None:

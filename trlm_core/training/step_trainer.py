@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from trlm_core.training.batching import MicroBatch, StepBatch, StepDataset
+from trlm_core.training.label_head import score_labels_only
 
 
 class NotFiniteError(FloatingPointError):
@@ -23,6 +24,12 @@ class StepTrainer(Trainer):
 
     step_dataset: StepDataset
     _metrics: dict[str, dict[str, list[float]]]  # TRL's: mode -> name -> values since the last log
+
+    def use_label_head(self) -> None:
+        """On a CPU, take the place of TRL's fused head, which is made for GPUs."""
+        if self.args.device.type == "cpu":
+            assert isinstance(self.model, PreTrainedModel)
+            score_labels_only(self.model)
 
     def get_train_dataloader(self) -> DataLoader[StepBatch]:
         """The steps in the recipe's order; not prepared by accelerate, which would deal single items out to processes."""

@@ -12,7 +12,8 @@ from typing import TypeVar
 FAULTS: dict[str, str] = {
     "wrong_result": "an operation is given a result that is off by three or more",
     "near_miss": "an operation is given a result that is off by one or two",
-    "echo": "an operation is given one of its own operands as its result",
+    "echo_first": "an operation is given its own first operand as its result",
+    "echo_second": "an operation is given its own second operand as its result",
     "misread": "a number, word, letter or name is copied wrongly from the question",
     "wrong_pick": "the wrong item is chosen among those that remain",
     "wrong_verdict": "a comparison or a claim is judged the wrong way round",
@@ -39,7 +40,8 @@ class NoSlip:
         """The result of an operation on these operands."""
         off = self._at("wrong_result", value, nearby(value, FAR))
         off = self._at("near_miss", off, nearby(value, NEAR))
-        return self._at("echo", off, [operand for operand in dict.fromkeys(operands) if operand != value])
+        off = self._at("echo_first", off, [operand for operand in operands[:1] if operand != value])
+        return self._at("echo_second", off, [operand for operand in operands[1:2] if operand not in (value, operands[0])])
 
     def read(self, value: Value, among: Sequence[Value]) -> Value:
         """Something copied from the question; `among` holds what it could be mistaken for."""

@@ -15,7 +15,8 @@ def test_no_slip_returns_every_value_and_notes_the_faults_that_fit() -> None:
     assert slip.options == {
         "wrong_result": [8],
         "near_miss": [4],
-        "echo": [0],
+        "echo_first": [0],
+        "echo_second": [0],
         "wrong_verdict": [1],
         "wrong_pick": [2],
         "miscount": [2],
@@ -31,8 +32,9 @@ def test_a_slip_changes_its_own_place_only() -> None:
 def test_an_echo_is_one_of_the_operands_and_never_the_result() -> None:
     trial = NoSlip()
     assert [trial.computed(4, 2, 2), trial.computed(3, 3, 1)] == [4, 3]
-    assert trial.options["echo"] == [1, 1]
-    assert Slip("echo", place=0, option=1).computed(30, 6, 5) == 5
+    assert (trial.options["echo_first"], trial.options["echo_second"]) == ([1, 0], [0, 1])
+    assert Slip("echo_first", place=0, option=0).computed(30, 6, 5) == 6
+    assert Slip("echo_second", place=0, option=0).computed(30, 6, 5) == 5
 
 
 def test_a_misread_number_keeps_its_sign() -> None:
@@ -61,5 +63,15 @@ def test_swapping_equal_letters_is_no_fault() -> None:
 
 
 def test_every_kind_of_fault_says_what_it_is() -> None:
-    assert set(FAULTS) == {"wrong_result", "near_miss", "echo", "misread", "wrong_pick", "wrong_verdict", "miscount", "misspelled"}
+    assert set(FAULTS) == {
+        "wrong_result",
+        "near_miss",
+        "echo_first",
+        "echo_second",
+        "misread",
+        "wrong_pick",
+        "wrong_verdict",
+        "miscount",
+        "misspelled",
+    }
     assert all(FAULTS.values())
