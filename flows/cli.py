@@ -44,8 +44,8 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
     """Run a recipe from its sources to its report."""
-    for name, value in {**HUGE_PAGES, **PATIENT_THREADS}.items():
-        os.environ.setdefault(name, value)  # before torch is imported
+    for variable, value in {**HUGE_PAGES, **PATIENT_THREADS}.items():
+        os.environ.setdefault(variable, value)  # before torch is imported
     from trlm_core.plan import check_run
 
     with _clear_errors():
