@@ -13,7 +13,7 @@ from trlm_core.artifacts.store import Store
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.load import load_recipe, recipe_names
 from trlm_core.recipes.schema import Recipe
-from trlm_core.training.hardware import HUGE_PAGES, PATIENT_THREADS
+from trlm_core.training.hardware import HUGE_PAGES
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Turn a tiny language model into a reasoning one."
@@ -44,7 +44,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
     """Run a recipe from its sources to its report."""
-    for variable, value in {**HUGE_PAGES, **PATIENT_THREADS}.items():
+    for variable, value in HUGE_PAGES.items():
         os.environ.setdefault(variable, value)  # before torch is imported
     from trlm_core.plan import check_run
 
@@ -126,11 +126,7 @@ def _show_core_log() -> None:
     """The core logs what it reuses, what it builds and why: to the terminal, and with Prefect's logs to the UI."""
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "trlm_core")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    logger = logging.getLogger("trlm_core")
-    logger.setLevel(logging.INFO)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s | %(message)s", "%H:%M:%S"))
-    logger.addHandler(handler)
+    logging.getLogger("trlm_core").setLevel(logging.INFO)
 
 
 def _print_plan(recipe: Recipe) -> None:

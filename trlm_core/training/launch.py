@@ -11,7 +11,7 @@ from pathlib import Path
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import Stage
 from trlm_core.tracking import RunAddress
-from trlm_core.training.hardware import HUGE_PAGES, PATIENT_THREADS, usable_cores
+from trlm_core.training.hardware import HUGE_PAGES, usable_cores
 from trlm_core.training.watch import ProcessAddress, Progress, read_progress
 from trlm_core.training.worker import TrainingJob
 
@@ -61,7 +61,7 @@ def _started(job: TrainingJob, scratch: Path) -> subprocess.Popen[bytes]:
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"),
         *("-m", "trlm_core.training.worker", str(scratch / "job.json")),
     ]
-    environment = {**HUGE_PAGES, **PATIENT_THREADS, **os.environ, **QUIET, "OMP_NUM_THREADS": str(job.execution.threads or usable_cores())}
+    environment = {**HUGE_PAGES, **os.environ, **QUIET, "OMP_NUM_THREADS": str(job.execution.threads or usable_cores())}
     with (scratch / "training.log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
