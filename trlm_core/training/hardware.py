@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import ReportedExecution
 
-CPU_TOKENS = 1024  # padded tokens of a forward: every micro-batch also casts all weights and adds up all gradients once
+CPU_TOKENS = 768  # padded tokens of a forward: every micro-batch also casts all weights and adds up all gradients once
 # Every step allocates gradients and copies of the weights anew: with pages of 4 KiB half of a CPU's time goes into faulting them in
 # (benchmarks/huge_pages.py). The first is read by glibc when a process starts, the second by torch when it first allocates.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}

@@ -152,7 +152,9 @@ def words(step: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["number_filtering", "letter_counting", "spell_backward", "count_bits", "products"])
 def test_kinds_of_fault_are_balanced(name: str) -> None:
-    drawn = islice(draw_pairs(name, SMALL_SIZES[name], SEED, faults=frozenset(FAULTS), accept=anything), 60)
+    # An operand seldom has the length of the result that it takes the place of, so echoes are rarer.
+    faults = frozenset(FAULTS) - {"echo_first", "echo_second"}
+    drawn = islice(draw_pairs(name, SMALL_SIZES[name], SEED, faults=faults, accept=anything), 60)
     counts = Counter(faulty.fault for _, faulty in drawn)
     assert len(counts) >= 2
     assert max(counts.values()) <= 2 * min(counts.values())
