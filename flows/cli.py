@@ -108,7 +108,7 @@ def list_store(store: StoreAddress = "runs", as_json: Annotated[bool, typer.Opti
 def _run_flow(
     name: str, variant: str | None, budget: str | None, settings: list[str], store: Store, tracking_uri: str | None, execution: Execution
 ) -> Any:
-    _show_core_log()
+    _set_up_prefect()
     from flows.trlm_pipeline import full_pipeline
 
     return full_pipeline(
@@ -122,10 +122,13 @@ def _run_flow(
     )
 
 
-def _show_core_log() -> None:
-    """The core logs what it reuses, what it builds and why: to the terminal, and with Prefect's logs to the UI."""
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "trlm_core")
+def _set_up_prefect() -> None:
+    """Before its first import. What the user has set himself stays."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # A first run creates its database: 20 s on a quiet machine, which is Prefect's own limit.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    # The core logs what it reuses, what it builds and why: to the terminal, and with Prefect's logs to the UI.
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "trlm_core")
     logging.getLogger("trlm_core").setLevel(logging.INFO)
 
 
