@@ -1,12 +1,15 @@
 """Hardware: what this machine's device takes at once. Execution only: nothing here changes a sequence, an order or a precision."""
 
+import ctypes
+import ctypes.util
+import gc
 import os
 from dataclasses import dataclass
 
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import ReportedExecution
 
-CPU_TOKENS = 768  # padded tokens of a forward: every micro-batch also casts all weights and adds up all gradients once
+CPU_TOKENS = 512  # padded tokens of a forward: every micro-batch also casts all weights and adds up all gradients once
 # Every step allocates gradients and copies of the weights anew: with pages of 4 KiB half of a CPU's time goes into faulting them in
 # (benchmarks/huge_pages.py). The first is read by glibc when a process starts, the second by torch when it first allocates.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}
@@ -30,6 +33,14 @@ def detect_hardware(execution: Execution, reported: ReportedExecution | None) ->
         tokens_per_micro_batch=execution.tokens_per_micro_batch or (GPU_TOKENS if on_gpu else CPU_TOKENS),
         activation_checkpointing=on_gpu and reported is not None and reported.gradient_checkpointing,
     )
+
+
+def give_memory_back() -> None:
+    """Hand freed memory back to the system: glibc keeps what a model that is gone has left."""
+    gc.collect()
+    libc = ctypes.CDLL(ctypes.util.find_library("c"))
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def usable_cores() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import Stage
 from trlm_core.tracking import RunAddress
-from trlm_core.training.hardware import HUGE_PAGES, usable_cores
+from trlm_core.training.hardware import HUGE_PAGES, give_memory_back, usable_cores
 from trlm_core.training.watch import ProcessAddress, Progress, read_progress
 from trlm_core.training.worker import TrainingJob
 
@@ -39,6 +39,7 @@ def run_training(
     on_progress: Callable[[Progress], None],
 ) -> None:
     """Train `output` from `parent` on `dataset`; returns when the process has ended well. Raises TrainingFailedError."""
+    give_memory_back()  # the base was converted, or tokens were added, in this process
     with tempfile.TemporaryDirectory(prefix="trlm-training-") as scratch:
         job = TrainingJob(
             training=stage.training,

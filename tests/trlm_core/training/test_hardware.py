@@ -12,7 +12,7 @@ REPORTED = ReportedExecution(per_device_train_batch_size=32, gradient_accumulati
 
 def test_a_cpu_takes_small_micro_batches_and_recomputes_no_activation():
     hardware = detect_hardware(Execution(device="cpu"), REPORTED)
-    assert (hardware.device, hardware.tokens_per_micro_batch, hardware.activation_checkpointing) == ("cpu", 768, False)
+    assert (hardware.device, hardware.tokens_per_micro_batch, hardware.activation_checkpointing) == ("cpu", 512, False)
 
 
 def test_a_gpu_starts_from_the_report_s_execution():
