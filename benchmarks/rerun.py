@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 
 
+KINDS = ("datasets", "checkpoints", "evals", "reports")
+
+
 def finished(store: Path) -> set[str]:
-    return {str(path.parent.relative_to(store)) for path in store.glob("*/*/*/*/manifest.json")}
+    return {str(path.parent.relative_to(store)) for kind in KINDS for path in store.glob(f"{kind}/*/*/*/manifest.json")}
 
 
 def main() -> None:
