@@ -11,7 +11,8 @@ from trlm_core.recipes.schema import ReportedExecution
 
 CPU_TOKENS = 512  # padded tokens of a forward: every micro-batch also casts all weights and adds up all gradients once
 # Every step allocates gradients and copies of the weights anew: with pages of 4 KiB much of a CPU's time can go into faulting them in
-# (benchmarks/huge_pages.py; docs/LOG.md: twice the speed at one hour, 8 % at another). The first is read by glibc when a process starts, the second by torch when it first allocates.
+# (benchmarks/huge_pages.py; docs/LOG.md: twice the speed at one hour, 8 % at another). The first is read by glibc when a process
+# starts, the second by torch when it first allocates.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}
 GPU_TOKENS = 32 * 4096  # the report's per-device batch at its full length, on a 192 GB MI300X
 
