@@ -1,6 +1,5 @@
 """`trlm run` from sources to report on a two-layer model: what it leaves, what a rerun reuses, what a change rebuilds."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +74,12 @@ def test_mlflow_has_one_parent_run_with_finished_children_and_their_curves(first
     assert candidate.tags["fingerprint"] == first_run.last_line["fingerprints"]["stage3_dpo"]
 
 
-def test_a_rerun_reuses_everything_in_under_20_seconds(first_run: Any, trlm: Any, recipe_file: Path, store: Path) -> None:
+def test_a_rerun_reuses_everything(first_run: Any, trlm: Any, recipe_file: Path, store: Path) -> None:
     before = {manifest.address for manifest in Store(store).manifests()}
-    began = time.monotonic()
     again = trlm("run", str(recipe_file), "--store", str(store), "--json")
     assert again.code == 0, again.err[-4000:]
     assert {manifest.address for manifest in Store(store).manifests()} == before
     assert again.last_line == first_run.last_line
-    assert time.monotonic() - began < 60  # of two shared cores; benchmarks/rerun.py has the real figure
 
 
 def test_a_changed_learning_rate_retrains_that_stage_and_those_after_it_and_the_log_names_it(
