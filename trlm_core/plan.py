@@ -20,6 +20,7 @@ GENERATED_CHARACTERS = {"answer": 45, "trace": 95, "pair": 190}
 DIALOG_CHARACTERS = 110
 BYTES_PER_TRAINED_PARAMETER = 16  # float32 weights, gradient and two moments
 ACTIVATIONS = 1.2 * GIB  # of a micro-batch on a CPU, and the interpreter
+MEMORY_GIB = round((PARAMETERS * BYTES_PER_TRAINED_PARAMETER + ACTIVATIONS) / GIB, 1)
 FORWARD_BACKWARD_FLOPS = 6  # a parameter and token
 EFFICIENCY = 0.25  # of the matmul peak that small batches reach
 
@@ -54,15 +55,14 @@ def make_plan(recipe: Recipe) -> Plan:
     subjects = 3 + len(recipe.stages)
     questions = (len(asked.families) + len(asked.unseen_families)) * asked.questions_per_family if asked else 0
     generated = questions * subjects * (asked.max_new_tokens if asked else 0)
-    trained = sum(stage.tokens * _epochs(recipe, stage.stage) for stage in stages)
+    trained = sum(plan.tokens * stage.training.epochs for plan, stage in zip(stages, recipe.stages, strict=True))
     seconds = (trained * FORWARD_BACKWARD_FLOPS + generated * 6) * PARAMETERS / (_flops_per_second() * EFFICIENCY)
-    checkpoints = 1 + len(recipe.stages) + sum(stage.rendering.new_tokens is not None for stage in recipe.stages)
     return Plan(
         stages=stages,
         generated_tokens=generated,
         minutes=round(seconds / 60 + 0.4 * len(recipe.stages) + 1, 1),
-        disk_gib=round(checkpoints * PARAMETERS * 4 / GIB + 0.2, 1),
-        memory_gib=round((PARAMETERS * BYTES_PER_TRAINED_PARAMETER + ACTIVATIONS) / GIB, 1),
+        disk_gib=_disk_gib(recipe),
+        memory_gib=MEMORY_GIB,
     )
 
 
@@ -71,15 +71,20 @@ def check_run(recipe: Recipe, store: Path) -> None:
     check_base(recipe.base)
     check_sources(recipe)
     _check_names(recipe)
-    plan = make_plan(recipe)
+    for stage in recipe.stages:
+        _stage_plan(stage)
+    wanted = _disk_gib(recipe)
     free = shutil.disk_usage(store).free / GIB
-    if free < plan.disk_gib:
-        raise PlanError(
-            f"disk of {store}: wanted {plan.disk_gib} GiB free for {recipe.name}, got {free:.1f}; free some or choose another --store"
-        )
+    if free < wanted:
+        raise PlanError(f"disk of {store}: wanted {wanted} GiB free for {recipe.name}, got {free:.1f}; free some or choose another --store")
     available = psutil.virtual_memory().available / GIB
-    if available < plan.memory_gib:
-        raise PlanError(f"memory: wanted {plan.memory_gib} GiB available to train {recipe.name}, got {available:.1f}; close other programs")
+    if available < MEMORY_GIB:
+        raise PlanError(f"memory: wanted {MEMORY_GIB} GiB available to train {recipe.name}, got {available:.1f}; close other programs")
+
+
+def _disk_gib(recipe: Recipe) -> float:
+    checkpoints = 1 + len(recipe.stages) + sum(stage.rendering.new_tokens is not None for stage in recipe.stages)
+    return round(checkpoints * PARAMETERS * 4 / GIB + 0.2, 1)
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -104,10 +109,6 @@ def _tokens(stage: Stage, source: Source) -> float:
         return source.num_examples * stage.rendering.max_length
     characters = GENERATED_CHARACTERS[source.form] if source.kind == "generated" else DIALOG_CHARACTERS
     return source.num_examples * characters * TOKENS_PER_CHARACTER
-
-
-def _epochs(recipe: Recipe, stage: str) -> int:
-    return next(each.training.epochs for each in recipe.stages if each.name == stage)
 
 
 def _flops_per_second() -> float:
