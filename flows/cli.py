@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from flows.run_server import run_server
 from trlm_core.artifacts.store import Store
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.load import load_recipe, recipe_names
@@ -44,19 +45,22 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
     """Run a recipe from its sources to its report."""
-    for variable, value in HUGE_PAGES.items():
-        os.environ.setdefault(variable, value)  # before torch is imported
-    from trlm_core.plan import check_run
-
     with _clear_errors():
         recipe = load_recipe(name, variant=variant, budget=budget, settings=settings or [])
         execution = Execution.model_validate({"device": device, "tokens_per_micro_batch": tokens_per_micro_batch})
         if dry_run:
             return _print_plan(recipe)
         opened = Store.open(store)
-        with opened.held():
-            check_run(recipe, opened.root)
-        outcome = _run_flow(name, variant, budget, settings or [], opened, tracking_uri, execution)
+        parameters = {
+            "recipe": name,
+            "variant": variant,
+            "budget": budget,
+            "settings": tuple(settings or ()),
+            "store": str(opened.root),
+            "tracking_uri": tracking_uri,
+            "execution": execution,
+        }
+        outcome = _run_flow(recipe, opened, parameters)
     _print_outcome(opened, outcome, tracking_uri, as_json)
     return None
 
@@ -105,28 +109,24 @@ def list_store(store: StoreAddress = "runs", as_json: Annotated[bool, typer.Opti
             )
 
 
-def _run_flow(
-    name: str, variant: str | None, budget: str | None, settings: list[str], store: Store, tracking_uri: str | None, execution: Execution
-) -> Any:
-    _set_up_prefect()
-    from flows.trlm_pipeline import full_pipeline
+def _run_flow(recipe: Recipe, store: Store, parameters: dict[str, Any]) -> Any:
+    _set_up_environment()
+    with run_server() as wait_for_server:
+        from trlm_core.plan import check_run
 
-    return full_pipeline(
-        recipe=name,
-        variant=variant,
-        budget=budget,
-        settings=tuple(settings),
-        store=str(store.root),
-        tracking_uri=tracking_uri,
-        execution=execution,
-    )
+        with store.held():
+            check_run(recipe, store.root)
+        from flows.trlm_pipeline import full_pipeline
+
+        wait_for_server()
+        return full_pipeline(**parameters)
 
 
-def _set_up_prefect() -> None:
-    """Before its first import. What the user has set himself stays."""
+def _set_up_environment() -> None:
+    """Before torch and Prefect are imported. What the user has set himself stays."""
+    for variable, value in HUGE_PAGES.items():
+        os.environ.setdefault(variable, value)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # A first run creates its database: 20 s on a quiet machine, which is Prefect's own limit.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     # The core logs what it reuses, what it builds and why: to the terminal, and with Prefect's logs to the UI.
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "trlm_core")
     logging.getLogger("trlm_core").setLevel(logging.INFO)

@@ -46,7 +46,7 @@ def check_sources(recipe: Recipe) -> None:
 
 
 def source_spec(recipe: Recipe, stage: Stage, source: Source, base: Manifest) -> Spec:
-    identity: dict[str, Any] = {"made_by": "sources/1", "source": source.model_dump(mode="json"), "seed": stage.blend.seed}
+    identity: dict[str, Any] = {"made_by": "sources/2", "source": source.model_dump(mode="json"), "seed": stage.blend.seed}
     if isinstance(source, DialogSource):
         identity["revision"] = recipe.dialogs
     if isinstance(source, GeneratedSource):
@@ -122,10 +122,10 @@ def _drawn_pairs(recipe: Recipe, stage: Stage, source: GeneratedSource, fits: Ca
             seed,
             faults=frozenset(faults),
             accept=lambda problem: is_held_out(problem.question) == held_out,
+            accept_pair=lambda problem, faulty: fits(row(problem, faulty)),
             dropped=dropped,
         )
-        rows = (row(problem, faulty) for problem, faulty in pairs)
-        return list(itertools.islice((row for row in rows if fits(row)), count))
+        return [row(problem, faulty) for problem, faulty in itertools.islice(pairs, count)]
 
     train = take(source.num_examples, False, stage.blend.faults)
     held_out = [row for faults in _held_out_faults(stage) for row in take(source.num_held_out, True, faults)]

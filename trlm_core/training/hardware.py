@@ -14,6 +14,9 @@ CPU_TOKENS = 512  # padded tokens of a forward: every micro-batch also casts all
 # (benchmarks/huge_pages.py; docs/LOG.md: twice the speed at one hour, 8 % at another). The first is read by glibc when a process
 # starts, the second by torch when it first allocates.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}
+# oneDNN keeps what it made for each of the last 1,024 shapes, and nearly every micro-batch has a shape of its own: a gigabyte in the end.
+FEW_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "100"}
+STEPS_BETWEEN_TRIMS = 10  # on a CPU: what freed gradients and activations leave behind is handed back this often
 GPU_TOKENS = 32 * 4096  # the report's per-device batch at its full length, on a 192 GB MI300X
 
 

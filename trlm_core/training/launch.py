@@ -11,9 +11,9 @@ from pathlib import Path
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import Stage
 from trlm_core.tracking import RunAddress
-from trlm_core.training.hardware import HUGE_PAGES, give_memory_back, usable_cores
+from trlm_core.training.hardware import FEW_SHAPES, HUGE_PAGES, give_memory_back, usable_cores
+from trlm_core.training.job import TrainingJob
 from trlm_core.training.watch import ProcessAddress, Progress, read_progress
-from trlm_core.training.worker import TrainingJob
 
 POLL_SECONDS = 0.5
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -62,7 +62,7 @@ def _started(job: TrainingJob, scratch: Path) -> subprocess.Popen[bytes]:
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"),
         *("-m", "trlm_core.training.worker", str(scratch / "job.json")),
     ]
-    environment = {**HUGE_PAGES, **os.environ, **QUIET, "OMP_NUM_THREADS": str(job.execution.threads or usable_cores())}
+    environment = {**HUGE_PAGES, **FEW_SHAPES, **os.environ, **QUIET, "OMP_NUM_THREADS": str(job.execution.threads or usable_cores())}
     with (scratch / "training.log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 
 from trlm_core.training.batching import MicroBatch, StepBatch, StepDataset
+from trlm_core.training.hardware import STEPS_BETWEEN_TRIMS, give_memory_back
 from trlm_core.training.label_head import score_labels_only
 
 
@@ -59,6 +60,8 @@ class StepTrainer(Trainer):
             rows = [row for micro in step.micro_batches for row in micro.rows]
             raise NotFiniteError(f"step {step.index + 1}: wanted a finite loss, got {total.item()}; rows of the stage dataset: {rows}")
         self._log_step(means, step)
+        if self.args.device.type == "cpu" and (step.index + 1) % STEPS_BETWEEN_TRIMS == 0:
+            give_memory_back()
         return total
 
     def micro_batch_loss(self, model: torch.nn.Module, micro: MicroBatch, step: StepBatch) -> torch.Tensor:

@@ -8,39 +8,22 @@ from typing import Any
 
 import datasets
 import torch
-from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trlm_core.data.shards import shard_paths
-from trlm_core.recipes.execution import Execution
-from trlm_core.recipes.schema import DPOTraining, ReportedExecution, SFTTraining, Training
+from trlm_core.recipes.schema import DPOTraining, SFTTraining, Training
 from trlm_core.text.tokenizer import load_tokenizer
-from trlm_core.tracking import RunAddress, finish
+from trlm_core.tracking import finish
 from trlm_core.training.batching import plan_steps
 from trlm_core.training.checkpoint import load_model, save_checkpoint
 from trlm_core.training.dpo import StepDPOTrainer, pair_collator
 from trlm_core.training.hardware import Hardware, detect_hardware
+from trlm_core.training.job import TrainingJob
 from trlm_core.training.sft import StepSFTTrainer, sft_steps
+from trlm_core.training.step_log import StepLog
 from trlm_core.training.step_trainer import StepTrainer
 from trlm_core.training.trl_config import dpo_config, sft_config
-from trlm_core.training.watch import ProcessAddress, StepLog, end_with
-
-
-class TrainingJob(BaseModel):
-    """Everything one training needs; crosses the process border as JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    training: Training
-    execution: Execution
-    reported_execution: ReportedExecution | None
-    dataset: Path  # folder of the stage dataset
-    parent: Path  # folder of the checkpoint to start from
-    output: Path  # folder of the checkpoint to write
-    progress: Path
-    error_file: Path
-    run: RunAddress | None
-    launched_by: ProcessAddress
+from trlm_core.training.watch import end_with
 
 
 def train(job: TrainingJob) -> None:

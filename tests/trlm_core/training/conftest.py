@@ -15,9 +15,10 @@ from trlm_core.data.stage_dataset import DPO_SCHEMA, SFT_SCHEMA
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import DPOTraining, SFTTraining, Training
 from trlm_core.text.tokenizer import IGNORED, load_tokenizer
+from trlm_core.training.job import TrainingJob
 from trlm_core.training.step_trainer import StepTrainer
 from trlm_core.training.watch import ProcessAddress
-from trlm_core.training.worker import TrainingJob, make_trainer
+from trlm_core.training.worker import make_trainer
 
 Rows = list[dict[str, Any]]
 VOCABULARY = 476

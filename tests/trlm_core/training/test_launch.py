@@ -17,9 +17,9 @@ from trlm_core.recipes.schema import Recipe, Stage
 from trlm_core.text.tokenizer import load_tokenizer
 from trlm_core.tracking import Tracker
 from trlm_core.training.checkpoint import load_model, read_history
+from trlm_core.training.job import TrainingJob
 from trlm_core.training.launch import TrainingFailedError, run_training
 from trlm_core.training.watch import Progress
-from trlm_core.training.worker import TrainingJob
 
 STEPS = 12
 CPU = Execution(device="cpu")

@@ -19,6 +19,7 @@ PATIENCE = 400  # successive items without anything new, after which a family co
 ITEMS_PER_SEED = 1_000_000
 
 Accept = Callable[[Problem], bool]
+AcceptPair = Callable[[Problem, FaultyProblem], bool]
 Drawn = TypeVar("Drawn")
 
 
@@ -43,19 +44,21 @@ def draw_pairs(
     *,
     faults: frozenset[str],
     accept: Accept,
+    accept_pair: AcceptPair,
     dropped: Counter[str] | None = None,
 ) -> Iterator[tuple[Problem, FaultyProblem]]:
     """The problems of `draw_problems`, each with one faulty derivation of a kind in `faults`.
 
     Right and faulty derivation agree in number of steps and in length (characters of steps and answer), so that only
-    the content tells them apart. The kind is drawn evenly among those that fit the problem. Problems that no fault
-    fits are counted in `dropped` as "no_fault". Raises ValueError also for an unknown kind of fault.
+    the content tells them apart; a fault that `accept_pair` refuses does not fit. The kind is drawn evenly among those that
+    fit the problem. Problems that no fault fits are counted in `dropped` as "no_fault". Raises ValueError also for an
+    unknown kind of fault.
     """
     if unknown := faults - FAULTS.keys():
         raise ValueError(f"faults of {family}: wanted some of {sorted(FAULTS)}, got {sorted(unknown)}")
     source = _source(family, sizes, seed)
     counts = Counter() if dropped is None else dropped
-    yield from _draw(source, accept, counts, lambda entry, problem: _pair(source, entry, problem, faults, counts))
+    yield from _draw(source, accept, counts, lambda entry, problem: _pair(source, entry, problem, faults, accept_pair, counts))
 
 
 @dataclass(frozen=True)
@@ -133,14 +136,14 @@ def _objection(source: _Source, entry: Entry, problem: Problem, seen: set[str], 
 
 
 def _pair(
-    source: _Source, entry: Entry, problem: Problem, faults: frozenset[str], counts: Counter[str]
+    source: _Source, entry: Entry, problem: Problem, faults: frozenset[str], accept_pair: AcceptPair, counts: Counter[str]
 ) -> tuple[Problem, FaultyProblem] | None:
     # Seeded by the question, so that a problem's fault does not depend on what was accepted before it.
     rng = Random(f"{source.seed} {problem.question}")
     for kind in rng.sample(sorted(faults), len(faults)):
         for slip in _slips(source.family, entry, kind, rng):
             faulty = _faulty(source.family, entry, slip)
-            if faulty and _misleads(source, entry, problem, faulty):
+            if faulty and _misleads(source, entry, problem, faulty) and accept_pair(problem, faulty):
                 return problem, faulty
     counts["no_fault"] += 1
     return None

@@ -25,6 +25,10 @@ def anything(problem: Problem) -> bool:
     return True
 
 
+def any_pair(problem: Problem, faulty: FaultyProblem) -> bool:
+    return True
+
+
 def small_dataset(name: str) -> Any:
     sizes: dict[str, Any] = SMALL_SIZES[name]
     if name == "word_sorting":
@@ -56,7 +60,7 @@ def problems(name: str) -> tuple[Problem, ...]:
 
 @cache
 def pairs(name: str, faults: frozenset[str]) -> tuple[tuple[Problem, FaultyProblem], ...]:
-    return tuple(islice(draw_pairs(name, SMALL_SIZES[name], SEED, faults=faults, accept=anything), PAIRS))
+    return tuple(islice(draw_pairs(name, SMALL_SIZES[name], SEED, faults=faults, accept=anything, accept_pair=any_pair), PAIRS))
 
 
 def length(derivation: Problem | FaultyProblem) -> int:
@@ -154,7 +158,7 @@ def words(step: str) -> list[str]:
 def test_kinds_of_fault_are_balanced(name: str) -> None:
     # An operand seldom has the length of the result that it takes the place of, so echoes are rarer.
     faults = frozenset(FAULTS) - {"echo_first", "echo_second"}
-    drawn = islice(draw_pairs(name, SMALL_SIZES[name], SEED, faults=faults, accept=anything), 60)
+    drawn = islice(draw_pairs(name, SMALL_SIZES[name], SEED, faults=faults, accept=anything, accept_pair=any_pair), 60)
     counts = Counter(faulty.fault for _, faulty in drawn)
     assert len(counts) >= 2
     assert max(counts.values()) <= 2 * min(counts.values())
@@ -168,7 +172,7 @@ def first_questions(name: str, seed: int) -> list[str]:
 def test_same_seed_gives_same_problems_and_faults(name: str) -> None:
     again = islice(draw_problems(name, SMALL_SIZES[name], SEED, accept=anything), PROBLEMS)
     assert tuple(again) == problems(name)
-    paired = islice(draw_pairs(name, SMALL_SIZES[name], SEED, faults=OTHERS, accept=anything), PAIRS)
+    paired = islice(draw_pairs(name, SMALL_SIZES[name], SEED, faults=OTHERS, accept=anything, accept_pair=any_pair), PAIRS)
     assert tuple(paired) == pairs(name, OTHERS)
 
 
@@ -210,8 +214,28 @@ def test_wrong_labels_of_reasoning_gym_are_dropped() -> None:
 
 def test_a_family_without_places_for_the_fault_gives_no_pairs() -> None:
     dropped: Counter[str] = Counter()
-    drawn: Iterator[object] = draw_pairs("chain_sum", {}, SEED, faults=frozenset({"miscount"}), accept=anything, dropped=dropped)
+    miscount = frozenset({"miscount"})
+    drawn: Iterator[object] = draw_pairs("chain_sum", {}, SEED, faults=miscount, accept=anything, accept_pair=any_pair, dropped=dropped)
     assert list(drawn) == []
+    assert dropped["no_fault"] + dropped["seen"] == dropped["drawn"] == 400
+
+
+def test_a_fault_that_is_refused_gives_way_to_the_next() -> None:
+    def even(problem: Problem, faulty: FaultyProblem) -> bool:
+        return int(faulty.answer) % 2 == 0
+
+    sums = draw_pairs("chain_sum", SMALL_SIZES["chain_sum"], SEED, faults=frozenset({"wrong_result"}), accept=anything, accept_pair=even)
+    answers = [int(faulty.answer) for _, faulty in islice(sums, 20)]
+    assert len(answers) == 20
+    assert not any(answer % 2 for answer in answers)
+
+
+def test_pairs_that_are_never_accepted_end_soon() -> None:
+    dropped: Counter[str] = Counter()
+    refused = draw_pairs(
+        "chain_sum", {}, SEED, faults=frozenset({"wrong_result"}), accept=anything, accept_pair=lambda *pair: False, dropped=dropped
+    )
+    assert list(refused) == []
     assert dropped["no_fault"] + dropped["seen"] == dropped["drawn"] == 400
 
 
@@ -221,4 +245,4 @@ def test_unknown_family_sizes_and_faults_are_named_in_the_error() -> None:
     with pytest.raises(ValueError, match=r"sizes of gcd: .*max_digits"):
         next(draw_problems("gcd", {"max_digits": 1}, SEED, accept=anything))
     with pytest.raises(ValueError, match="got \\['typo'\\]"):
-        next(draw_pairs("gcd", {}, SEED, faults=frozenset({"typo"}), accept=anything))
+        next(draw_pairs("gcd", {}, SEED, faults=frozenset({"typo"}), accept=anything, accept_pair=any_pair))

@@ -1,0 +1,86 @@
+"""A Prefect server for one run, where the user has set none: `python -m flows.run_server PORT PARENT` is its process.
+
+Prefect would start one itself, but later and imported into this process as well: this one starts while the run is still being imported.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+
+from trlm_core.training.watch import ProcessAddress, end_with
+
+START_SECONDS = 180  # a first start creates the database: 20 s on a quiet machine
+STOP_SECONDS = 20  # it writes down what it was told last
+POLL_SECONDS = 0.1
+
+
+@contextlib.contextmanager
+def run_server() -> Iterator[Callable[[], None]]:
+    """Yields a function that returns once the API answers; inside, Prefect's API is this server's."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    if PREFECT_API_URL.value():  # the user's own server
+        yield lambda: None
+        return
+    port = _free_port()
+    command = [sys.executable, "-m", "flows.run_server", str(port), ProcessAddress.here().model_dump_json()]
+    process = subprocess.Popen(command)
+    try:
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
+            yield lambda: _wait(process, port)
+    finally:
+        _stop(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait(process: subprocess.Popen[bytes], port: int) -> None:
+    began = time.monotonic()
+    while not _answers(port):
+        if process.poll() is not None:
+            raise RuntimeError(f"Prefect's server ended with {process.returncode} before it answered; what it said stands above")
+        if time.monotonic() - began > START_SECONDS:
+            raise RuntimeError(
+                f"Prefect's server on port {port}: wanted an answer in {START_SECONDS} s, got none; see `prefect server start`"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def main(port: str, parent: str) -> None:
+    end_with(ProcessAddress.model_validate_json(parent))
+    os.environ["PREFECT__SERVER_EPHEMERAL"] = "1"  # no schedules, no page: `prefect server start` has them
+    os.environ["PREFECT__SERVER_FINAL"] = "1"
+    import uvicorn
+
+    uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=int(port), log_level="error", lifespan="on")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
