@@ -97,9 +97,7 @@ def schema() -> None:
 def list_store(store: StoreAddress = "runs", as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Finished artifacts of a store, a line each."""
     with _clear_errors():
-        if not Path(store.removeprefix("file:")).exists():
-            raise ValueError(f"store {store}: wanted a store, got nothing there; choose one with --store")
-        manifests = Store.open(store).manifests()
+        manifests = _existing_store(store).manifests()
     for manifest in manifests:
         if as_json:
             typer.echo(json.dumps({"address": manifest.address, "fingerprint": manifest.fingerprint, "size": manifest.size}))
@@ -107,6 +105,35 @@ def list_store(store: StoreAddress = "runs", as_json: Annotated[bool, typer.Opti
             typer.echo(
                 f"{manifest.address:<70} {manifest.size / 2**20:>9.1f} MiB  {manifest.created:%Y-%m-%d %H:%M}  {manifest.counts_line}"
             )
+
+
+@app.command()
+def verify(
+    address: Annotated[str, typer.Argument(help="Of an artifact, or of what lies below: checkpoints/trlm-135m-local.")] = "",
+    store: StoreAddress = "runs",
+) -> None:
+    """Check every byte, field and count of finished artifacts; exit code 1 where something is wrong."""
+    from trlm_core.verify import artifacts_below, objections
+
+    with _clear_errors():
+        opened = _existing_store(store)
+        folders = artifacts_below(opened, address)
+    wrong = 0
+    for folder in folders:
+        reasons = objections(opened, folder)
+        wrong += bool(reasons)
+        typer.echo(f"{'damaged' if reasons else 'whole  '}  {folder.relative_to(opened.root)}")
+        for reason in reasons:
+            typer.echo(f"         {reason}")
+    typer.echo(f"{len(folders) - wrong} of {len(folders)} artifacts are whole")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _existing_store(address: str) -> Store:
+    if not Path(address.removeprefix("file:")).exists():
+        raise ValueError(f"store {address}: wanted a store, got nothing there; choose one with --store")
+    return Store.open(address)
 
 
 def _run_flow(recipe: Recipe, store: Store, parameters: dict[str, Any]) -> Any:

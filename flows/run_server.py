@@ -31,11 +31,11 @@ def run_server() -> Iterator[Callable[[], None]]:
     port = _free_port()
     command = [sys.executable, "-m", "flows.run_server", str(port), ProcessAddress.here().model_dump_json()]
     process = subprocess.Popen(command)
-    try:
-        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
-            yield lambda: _wait(process, port)
-    finally:
-        _stop(process)
+    with contextlib.ExitStack() as ending:  # from the last line to the first
+        ending.callback(_stop, process)
+        ending.enter_context(temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}))
+        ending.callback(_send_what_is_left)
+        yield lambda: _wait(process, port)
 
 
 def _free_port() -> int:
@@ -62,6 +62,15 @@ def _answers(port: int) -> bool:
             return response.status == 200
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False
+
+
+def _send_what_is_left() -> None:
+    """Prefect sends logs and events in batches, and the last ones as late as at the interpreter's end."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+
+    APILogHandler().flush()
+    EventsWorker.drain_all(timeout=STOP_SECONDS)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -61,12 +61,12 @@ class Store:
 
     def manifests(self) -> list[Manifest]:
         """Every finished artifact, in the order of its address."""
-        return [_read(path) for path in sorted(self.root.glob(f"*/*/*/*/{MANIFEST_NAME}"))]
+        return [read_manifest(path) for path in sorted(self.root.glob(f"*/*/*/*/{MANIFEST_NAME}"))]
 
     def find(self, spec: Spec) -> Manifest | None:
         """The finished artifact with this fingerprint, every byte checked; None where there is none or it is damaged."""
         for path in sorted(self._place(spec).glob(f"*-{spec.fingerprint[:12]}/{MANIFEST_NAME}")):
-            manifest = _read(path)
+            manifest = read_manifest(path)
             reasons = damage(manifest, path.parent)
             if not reasons:
                 return manifest
@@ -131,8 +131,8 @@ class Store:
             created=now(),
             seconds=round(seconds, 3),
             files=file_entries(folder),
-        )
-        _write_last(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1))
+        ).sealed()
+        _write_last(folder / MANIFEST_NAME, manifest.text)
         logger.info("built %s in %.0f s", manifest.address, seconds)
         return manifest
 
@@ -141,7 +141,7 @@ class Store:
         if not paths:
             logger.info("building %s/%s/%s for the first time", spec.kind, spec.group, spec.name)
             return
-        last = _read(paths[-1])
+        last = read_manifest(paths[-1])
         changes = changed_fields({**last.identity, "inputs": last.inputs}, {**spec.identity, "inputs": spec.inputs})
         logger.info("building a new version of %s/%s/%s, changed: %s", spec.kind, spec.group, spec.name, "; ".join(changes))
 
@@ -155,7 +155,8 @@ def _local_path(address: str) -> Path:
     raise StoreError(f"store {address}: wanted a folder or a file: address, got the scheme {scheme!r}")
 
 
-def _read(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Raises StoreError where the file is no manifest."""
     try:
         return Manifest.model_validate(json.loads(path.read_text()))
     except ValueError as error:

@@ -59,6 +59,11 @@ def render_stage_dataset(store: Store, recipe: Recipe, stage: Stage, blend: Mani
     return store.make(stage_dataset_spec(recipe, stage, blend, base), build)
 
 
+def token_counts(folder: Path) -> dict[str, int]:
+    """Rows, tokens and label tokens of a stage dataset, from its shards."""
+    return dict(sum((_counted(read_shards(folder, split).to_pylist(), split) for split in ("train", "held_out")), Counter()))
+
+
 def _row_renderer(tokenizer: PreTrainedTokenizerBase, rendering: Rendering, counts: Counter[str]) -> Callable[[Row], Row | None]:
     def rendered(row: Row) -> Row | None:
         _check_prompt(tokenizer, row["messages"], rendering, counts, row)

@@ -13,7 +13,7 @@ from trlm_core.text.tokenizer import IGNORED
 from trlm_core.training.batching import cut_micro_batches
 from trlm_core.training.sft import collate_sft
 
-TOKENS_PER_BATCH = 2048  # without gradients, on any device
+TOKENS_PER_BATCH = 1024
 Rows = Sequence[dict[str, Any]]
 OnBatch = Callable[[int], None]
 

@@ -31,6 +31,10 @@ def append_history(folder: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+def history_counts(history: list[dict[str, Any]]) -> dict[str, int]:
+    return {"steps": len(history), "useful_tokens": int(sum(line["useful_tokens"] for line in history))}
+
+
 def read_history(folder: Path) -> list[dict[str, Any]]:
     path = folder / HISTORY
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

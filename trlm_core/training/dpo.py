@@ -13,8 +13,6 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trlm_core.training.batching import MicroBatch, StepBatch, StepDataset, cut_micro_batches
 from trlm_core.training.step_trainer import StepTrainer
 
-FORWARD_ONLY = 4  # so many times the tokens of a micro-batch go through at once where no gradient is kept
-
 
 class StepDPOTrainer(StepTrainer, DPOTrainer):
     """DPOTrainer whose loss (apo_zero: arXiv 2408.06266) is the mean over the pairs of the whole step."""
@@ -42,7 +40,7 @@ class StepDPOTrainer(StepTrainer, DPOTrainer):
         self.use_label_head()
         assert self.model is not None
         self.model.eval()
-        for positions in cut_micro_batches([pair_length(row) for row in rows], FORWARD_ONLY * self._tokens):
+        for positions in cut_micro_batches([pair_length(row) for row in rows], self._tokens):
             batch = {key: value.to(self.args.device) for key, value in self.data_collator([rows[p] for p in positions]).items()}
             sums_chosen, sums_rejected = self.compute_ref_log_probs(self.model, batch)
             for position, good, bad in zip(positions, sums_chosen.tolist(), sums_rejected.tolist(), strict=True):

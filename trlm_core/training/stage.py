@@ -9,7 +9,7 @@ from trlm_core.artifacts.store import Spec, Store
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import Recipe, Stage
 from trlm_core.tracking import RunAddress
-from trlm_core.training.checkpoint import read_history
+from trlm_core.training.checkpoint import history_counts, read_history
 from trlm_core.training.launch import run_training
 from trlm_core.training.watch import Progress
 
@@ -43,7 +43,6 @@ def train_stage(
             run=run,
             on_progress=on_progress,
         )
-        history = read_history(folder)
-        return {"steps": len(history), "useful_tokens": int(sum(line["useful_tokens"] for line in history))}
+        return history_counts(read_history(folder))
 
     return store.make(checkpoint_spec(recipe, stage, dataset, start), build)
