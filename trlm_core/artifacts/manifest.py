@@ -1,7 +1,8 @@
 """The manifest of a finished artifact: what it is, what it was made from, a sha256 for every file, and one of its own fields.
 
 {"kind": "checkpoints", "group": "trlm-135m-local", "name": "stage1_sft", "version": "001-3f2a9c1b77aa", "fingerprint": "3f2a...",
- "identity": {...}, "recipe": {...}, "inputs": {"dataset": "9c0e..."}, "files": {"model.safetensors": {"sha256": "...", "size": 538090408}}, "seal": "5be1..."}
+ "identity": {...}, "recipe": {...}, "inputs": {"dataset": "9c0e..."},
+ "files": {"model.safetensors": {"sha256": "...", "size": 538090408}}, "seal": "5be1..."}
 """
 
 from datetime import UTC, datetime
