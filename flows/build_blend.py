@@ -1,16 +1,23 @@
 """Flow `blend`: the sources of one stage, its blend, its stage dataset."""
 
 from prefect import flow, unmapped
+from prefect.client.schemas.objects import State
 
-from tasks.data import assemble_blend, read_source, render_stage_dataset
-from tasks.place import Place
-from trlm_core.artifacts.manifest import Manifest
-from trlm_core.recipes.schema import Stage
+from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, StageName, ThePlace, TheRecipe
+from tasks.composition import show_composition
+from tasks.data import assemble_blend, fetch_base, read_source, render_stage_dataset
+from tasks.runs import work_at
+from tasks.states import left
 
 
-@flow(name="blend", flow_run_name="{stage.name}", validate_parameters=False)
-def build_blend(place: Place, stage: Stage, base: Manifest) -> tuple[Manifest, Manifest]:
-    """The stage's blend and its stage dataset."""
-    sources = read_source.map(unmapped(place), unmapped(stage), list(stage.blend.sources), unmapped(base))
-    blend = assemble_blend(place, stage, sources.result())
-    return blend, render_stage_dataset(place, stage, blend, base)
+@flow(name="blend", flow_run_name="{recipe.label} {stage}")
+def build_blend(stage: StageName, recipe: TheRecipe = DEFAULT_RECIPE, where: ThePlace = WORKERS_OWN) -> State[None]:
+    """Read the stage's sources down to their counts, join and check them, and render the result for the stage's trainer."""
+    place = work_at(recipe.load(), where)
+    chosen = place.recipe.stage(stage)
+    base = fetch_base(place)
+    sources = read_source.map(unmapped(place), unmapped(chosen), list(chosen.blend.sources), unmapped(base))
+    blend = assemble_blend(place, chosen, sources.result())
+    show_composition(blend)
+    dataset = render_stage_dataset(place, chosen, blend, base)
+    return left(blend, dataset)

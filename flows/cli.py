@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from flows.run_server import run_server
+from trlm_core.artifacts.errors import StoreConnectionError
 from trlm_core.artifacts.store import Store
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.load import load_recipe, recipe_names
@@ -28,7 +29,8 @@ Name = Annotated[str, typer.Argument(help="A recipe's name, or the path of its Y
 Variant = Annotated[str | None, typer.Option(help="Overlay of the recipe: report, reference or improved.")]
 Budget = Annotated[str | None, typer.Option(help="Overlay of the recipe: a larger budget.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated.")]
-StoreAddress = Annotated[str, typer.Option(help="Folder or file: address of the store.", envvar="TRLM_STORE")]
+Home = Annotated[Path, typer.Option(help="Folder of their databases and logs.")]
+StoreAddress = Annotated[str, typer.Option(help="The store: a folder, a file: or an s3://bucket/prefix address.", envvar="TRLM_STORE")]
 
 
 @app.command()
@@ -38,7 +40,9 @@ def run(
     budget: Budget = None,
     settings: Settings = None,
     store: StoreAddress = "runs",
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow's address; a database in the store by default.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow's address; a database in the store by default.", envvar="MLFLOW_TRACKING_URI")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda (NVIDIA, ROCm) or mps.")] = "auto",
     tokens_per_micro_batch: Annotated[int | None, typer.Option(help="Padded tokens of one forward; changes no number.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and the plan, then stop.")] = False,
@@ -51,17 +55,10 @@ def run(
         if dry_run:
             return _print_plan(recipe)
         opened = Store.open(store)
-        parameters = {
-            "recipe": name,
-            "variant": variant,
-            "budget": budget,
-            "settings": tuple(settings or ()),
-            "store": str(opened.root),
-            "tracking_uri": tracking_uri,
-            "execution": execution,
-        }
-        outcome = _run_flow(recipe, opened, parameters)
-    _print_outcome(opened, outcome, tracking_uri, as_json)
+        choice = {"name": name, "variant": variant, "budget": budget, "settings": tuple(settings or ())}
+        where = {"store": opened.address, "tracking_uri": tracking_uri, "execution": execution}
+        _run_pipeline(recipe, opened, choice, where)
+    _print_outcome(opened, recipe, tracking_uri, as_json)
     return None
 
 
@@ -113,40 +110,91 @@ def verify(
     store: StoreAddress = "runs",
 ) -> None:
     """Check every byte, field and count of finished artifacts; exit code 1 where something is wrong."""
-    from trlm_core.verify import artifacts_below, objections
-
     with _clear_errors():
         opened = _existing_store(store)
-        folders = artifacts_below(opened, address)
+        from trlm_core.verify import artifacts_below, objections
+
+        addresses = artifacts_below(opened, address)
     wrong = 0
-    for folder in folders:
-        reasons = objections(opened, folder)
+    for each in addresses:
+        with _clear_errors():
+            reasons = objections(opened, each)
         wrong += bool(reasons)
-        typer.echo(f"{'damaged' if reasons else 'whole  '}  {folder.relative_to(opened.root)}")
+        typer.echo(f"{'damaged' if reasons else 'whole  '}  {each}")
         for reason in reasons:
             typer.echo(f"         {reason}")
-    typer.echo(f"{len(folders) - wrong} of {len(folders)} artifacts are whole")
+    typer.echo(f"{len(addresses) - wrong} of {len(addresses)} artifacts are whole")
     if wrong:
         raise typer.Exit(1)
 
 
+@app.command()
+def up(
+    home: Home = Path("runs/services"),
+    store: StoreAddress = "runs",
+    database_url: Annotated[str | None, typer.Option(help="Of Prefect's server: postgresql+asyncpg://...; SQLite by default.")] = None,
+    prefect_port: Annotated[int, typer.Option(help="Of Prefect's server and page.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Of MLflow's server and page.")] = 5000,
+    pool: Annotated[list[str] | None, typer.Option(help="Work pool to start a worker for; may be repeated. Both by default.")] = None,
+) -> None:
+    """Start Prefect's server, MLflow, the deployments and a worker for each work pool on this machine, on loopback."""
+    from flows.services import POOLS, Machine, start
+
+    with _clear_errors():
+        machine = Machine(home.resolve(), Store.open(store).address, prefect_port, mlflow_port, database_url)
+        os.environ.update(machine.environment)  # before Prefect is imported
+        start(machine, _deploy, tuple(pool or POOLS))
+    typer.echo(f"Prefect      {machine.prefect_url}\nMLflow       {machine.mlflow_url}\nstore        {machine.store}")
+    typer.echo(f"logs         {machine.home}/*.log")
+    typer.echo("\nIn the shell that talks to them:\n")
+    for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "TRLM_STORE"):
+        typer.echo(f"    export {variable}={machine.environment[variable]}")
+    typer.echo("    prefect deployment run trlm/full-pipeline --watch\n\n`trlm down` ends them all.")
+
+
+@app.command()
+def down(home: Home = Path("runs/services")) -> None:
+    """End what `trlm up` started; what it stored stays."""
+    from flows.services import stop
+
+    ended = stop(home.resolve())
+    typer.echo(f"ended: {', '.join(ended)}" if ended else f"nothing of {home} runs")
+
+
+@app.command()
+def deploy() -> None:
+    """Make work pools, deployments and automations on the server that PREFECT_API_URL names; twice is as once."""
+    with _clear_errors():
+        _deploy()
+
+
+def _deploy() -> None:
+    from flows.deploy import deploy as made
+
+    for line in made():
+        typer.echo(line)
+
+
 def _existing_store(address: str) -> Store:
-    if not Path(address.removeprefix("file:")).exists():
+    if not Store.exists(address):
         raise ValueError(f"store {address}: wanted a store, got nothing there; choose one with --store")
     return Store.open(address)
 
 
-def _run_flow(recipe: Recipe, store: Store, parameters: dict[str, Any]) -> Any:
+def _run_pipeline(recipe: Recipe, store: Store, choice: dict[str, Any], where: dict[str, Any]) -> None:
     _set_up_environment()
     with run_server() as wait_for_server:
-        from trlm_core.plan import check_run
+        from trlm_core.plan import check_machine, check_recipe
 
         with store.held():
-            check_run(recipe, store.root)
-        from flows.trlm_pipeline import full_pipeline
+            check_recipe(recipe)
+            check_machine(recipe, store.root)
+        from flows.parameters import RecipeChoice
+        from flows.trlm_pipeline import local_pipeline
+        from tasks.place import Where
 
         wait_for_server()
-        return full_pipeline(**parameters)
+        local_pipeline(RecipeChoice.model_validate(choice), Where.model_validate(where))
 
 
 def _set_up_environment() -> None:
@@ -173,8 +221,12 @@ def _print_plan(recipe: Recipe) -> None:
     typer.echo(f"estimated: {plan.minutes:.0f} minutes on this machine, {plan.disk_gib} GiB of disk, {plan.memory_gib} GiB of memory")
 
 
-def _print_outcome(store: Store, outcome: Any, tracking_uri: str | None, as_json: bool) -> None:
-    results, report = outcome
+def _print_outcome(store: Store, recipe: Recipe, tracking_uri: str | None, as_json: bool) -> None:
+    from trlm_core.lineage import finished, run_results
+    from trlm_core.reports.page import report_spec
+
+    results = run_results(store, recipe)
+    report = finished(store, report_spec(results))
     page = store.folder(report) / "report.html"
     checkpoints = {stage.stage.name: str(store.folder(stage.checkpoint)) for stage in results.stages}
     uri = tracking_uri or f"sqlite:///{store.root / 'mlflow.db'}"
@@ -202,11 +254,11 @@ class _clear_errors:  # noqa: N801
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError):
+        if isinstance(error, ValueError | StoreConnectionError):
             _fail(error)
 
 
-def _fail(error: ValueError) -> NoReturn:
+def _fail(error: Exception) -> NoReturn:
     typer.echo(f"trlm: {error}", err=True)
     sys.exit(2)
 

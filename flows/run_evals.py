@@ -1,20 +1,26 @@
 """Flow `evaluate`: the base, each stage and each stage's start answer the same questions."""
 
+from typing import Annotated
+
 from prefect import flow
+from prefect.client.schemas.objects import State
+from pydantic import Field
 
-from tasks.data import make_questions
+from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, SubjectName, ThePlace, TheRecipe
+from tasks.data import find_finished, make_questions
 from tasks.evals import answer_questions
-from tasks.place import Place
-from trlm_core.artifacts.manifest import Manifest
-from trlm_core.reports.results import BASE, FEW_SHOT, RunResults, StageResult, subjects_of
+from tasks.runs import work_at
+from tasks.states import left
+
+Subjects = Annotated[tuple[SubjectName, ...], Field(description="Who answers. Empty: the base and every stage of the recipe.")]
 
 
-@flow(name="evaluate", flow_run_name="{place.recipe.name}", validate_parameters=False)
-def evaluate(place: Place, base: Manifest, stages: list[StageResult]) -> RunResults:
+@flow(name="evaluate", flow_run_name="{recipe.label}")
+def evaluate(subjects: Subjects = (), recipe: TheRecipe = DEFAULT_RECIPE, where: ThePlace = WORKERS_OWN) -> State[None]:
+    """Ask finished checkpoints the recipe's questions and score their replies."""
+    place = work_at(recipe.load(), where)
     questions = make_questions(place)
-    first = place.recipe.stages[0]
-    replies = {BASE: answer_questions(place, BASE, first, base, questions)}
-    replies[FEW_SHOT] = answer_questions(place, FEW_SHOT, first, base, questions, shots=True)
-    for subject, stage, checkpoint in subjects_of(stages):
-        replies[subject] = answer_questions(place, subject, stage, checkpoint, questions)
-    return RunResults(place.recipe, base, questions, tuple(stages), replies)
+    chosen = [subject for subject in place.lineage.subjects() if not subjects or subject.name in subjects]
+    checkpoints = [find_finished(place, subject.checkpoint) for subject in chosen]
+    replies = [answer_questions(place, *asked, questions) for asked in zip(chosen, checkpoints, strict=True)]
+    return left(*replies)

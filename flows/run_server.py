@@ -9,10 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 
+from flows.health import answers
 from trlm_core.training.watch import ProcessAddress, end_with
 
 START_SECONDS = 180  # a first start creates the database: 20 s on a quiet machine
@@ -46,7 +45,7 @@ def _free_port() -> int:
 
 def _wait(process: subprocess.Popen[bytes], port: int) -> None:
     began = time.monotonic()
-    while not _answers(port):
+    while not answers(f"http://127.0.0.1:{port}/api/health"):
         if process.poll() is not None:
             raise RuntimeError(f"Prefect's server ended with {process.returncode} before it answered; what it said stands above")
         if time.monotonic() - began > START_SECONDS:
@@ -54,14 +53,6 @@ def _wait(process: subprocess.Popen[bytes], port: int) -> None:
                 f"Prefect's server on port {port}: wanted an answer in {START_SECONDS} s, got none; see `prefect server start`"
             )
         time.sleep(POLL_SECONDS)
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5) as response:
-            return response.status == 200
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
 
 
 def _send_what_is_left() -> None:

@@ -1,18 +1,23 @@
 """Flow `train`: one stage from its stage dataset and its parent, with its held-out rows scored."""
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
+from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, StageName, ThePlace, TheRecipe
+from tasks.data import find_finished
 from tasks.evals import score_held_out
-from tasks.place import Place
+from tasks.runs import training_at
+from tasks.states import left
 from tasks.training import add_tokens, train_stage
-from trlm_core.artifacts.manifest import Manifest
-from trlm_core.recipes.schema import Stage
-from trlm_core.reports.results import StageResult
 
 
-@flow(name="train", flow_run_name="{stage.name}", validate_parameters=False)
-def train(place: Place, stage: Stage, blend: Manifest, dataset: Manifest, parent: Manifest) -> StageResult:
-    start = add_tokens(place, stage, dataset, parent)
-    checkpoint = train_stage(place, stage, dataset, start)
-    held_out = score_held_out(place, stage, checkpoint, start, dataset)
-    return StageResult(stage, blend, dataset, start, checkpoint, held_out)
+@flow(name="train", flow_run_name="{recipe.label} {stage}")
+def train(stage: StageName, recipe: TheRecipe = DEFAULT_RECIPE, where: ThePlace = WORKERS_OWN) -> State[None]:
+    """Train the stage from its finished stage dataset and its parent checkpoint, both found in the store by their fingerprints."""
+    place = training_at(recipe.load(), where)
+    chosen = place.recipe.stage(stage)
+    dataset, parent = find_finished(place, place.lineage.dataset(chosen)), find_finished(place, place.lineage.parent(chosen))
+    start = add_tokens(place, chosen, dataset, parent)
+    checkpoint = train_stage(place, chosen, dataset, start)
+    held_out = score_held_out(place, chosen, checkpoint, start, dataset)
+    return left(checkpoint, held_out)

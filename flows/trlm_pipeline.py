@@ -1,39 +1,53 @@
-"""Flow `trlm`: blends, stages, evaluation and report of one recipe, in order."""
+"""Flow `trlm`: blends, stages, evaluation and report of one recipe, in order; all here, or with training on its own work pool."""
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from flows.build_blend import build_blend
+from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, RecipeChoice, ThePlace, TheRecipe
 from flows.run_evals import evaluate
 from flows.train_stage import train
-from tasks.data import fetch_base
+from tasks.elsewhere import run_elsewhere
+from tasks.place import Place
 from tasks.reports import publish_report
 from tasks.runs import pipeline_run
-from trlm_core.artifacts.manifest import Manifest
-from trlm_core.recipes.execution import Execution
-from trlm_core.recipes.load import load_recipe
-from trlm_core.reports.results import RunResults
+from tasks.states import cancelled, reported
+from trlm_core.recipes.schema import Stage
+from trlm_core.tracking import RunCancelledError
 
-ANYWHERE = Execution()
+TRAINED_BY = {"stage1_sft": "train/stage-1", "stage2_sft_think": "train/stage-2", "stage3_dpo": "train/stage-3"}
 
 
-@flow(name="trlm", flow_run_name="{recipe}")
-def full_pipeline(
-    recipe: str = "trlm-135m-local",
-    variant: str | None = None,
-    budget: str | None = None,
-    settings: tuple[str, ...] = (),
-    store: str = "runs",
-    tracking_uri: str | None = None,
-    execution: Execution = ANYWHERE,
-) -> tuple[RunResults, Manifest]:
-    """The results of a recipe, and its report."""
-    loaded = load_recipe(recipe, variant=variant, budget=budget, settings=settings)
-    with pipeline_run(loaded, store, tracking_uri, execution) as place:
-        base = fetch_base(place)
-        blends = [build_blend(place, stage, base) for stage in loaded.stages]
-        stages, checkpoints = [], {"base": base}
-        for stage, (blend, dataset) in zip(loaded.stages, blends, strict=True):
-            stages.append(train(place, stage, blend, dataset, checkpoints[stage.parent]))
-            checkpoints[stage.name] = stages[-1].checkpoint
-        results = evaluate(place, base, stages)
-        return results, publish_report(place, results)
+@flow(name="trlm", flow_run_name="{recipe.label}")
+def local_pipeline(recipe: TheRecipe = DEFAULT_RECIPE, where: ThePlace = WORKERS_OWN) -> State[None]:
+    """Build a recipe from its sources to its report, all in this process."""
+    with pipeline_run(recipe.load(), where, trains=True) as place:
+        for stage in place.recipe.stages:
+            build_blend(stage.name, recipe, place.where)
+        for stage in place.recipe.stages:
+            train(stage.name, recipe, place.where)
+        evaluate((), recipe, place.where)
+        return reported(publish_report(place))
+
+
+@flow(name="trlm", flow_run_name="{recipe.label}")
+def full_pipeline(recipe: TheRecipe = DEFAULT_RECIPE, where: ThePlace = WORKERS_OWN) -> State[None]:
+    """Build a recipe from its sources to its report; every stage is trained by its deployment, on the work pool of the GPUs."""
+    try:
+        with pipeline_run(recipe.load(), where, trains=False) as place:
+            for stage in place.recipe.stages:
+                build_blend(stage.name, recipe, place.where)
+            for stage in place.recipe.stages:
+                train_elsewhere(place, stage, recipe)
+            evaluate((), recipe, place.where)
+            return reported(publish_report(place))
+    except RunCancelledError as error:
+        return cancelled(error)
+
+
+def train_elsewhere(place: Place, stage: Stage, recipe: RecipeChoice) -> None:
+    """Nothing but the store's address is handed over: the other side finds what it reads, and we what it left, by fingerprint."""
+    wanted = place.lineage.held_out(stage)
+    if place.store.find(wanted) is None:
+        parameters = {"stage": stage.name, "recipe": recipe.model_dump(mode="json"), "where": place.where.model_dump(mode="json")}
+        run_elsewhere(TRAINED_BY[stage.name], parameters, wanted.fingerprint)

@@ -8,8 +8,10 @@ from tasks.retries import unless_mistaken
 from tasks.runs import built
 from trlm_core import base_model
 from trlm_core.artifacts.manifest import Manifest
+from trlm_core.artifacts.store import Spec
 from trlm_core.data import blend, sources, stage_dataset
 from trlm_core.evals import suites
+from trlm_core.lineage import finished
 from trlm_core.recipes.schema import Source, Stage
 from trlm_core.tracking import RunAddress, log_dataset
 
@@ -66,3 +68,9 @@ def render_stage_dataset(place: Place, stage: Stage, blended: Manifest, base: Ma
 @task(name="make-questions", task_run_name="questions of {place.recipe.name}", tags=["data"], cache_policy=NO_CACHE)
 def make_questions(place: Place) -> Manifest:
     return suites.make_questions(place.store, place.recipe, place.evaluation)
+
+
+@task(name="find-finished", task_run_name="find {spec.name}", tags=["data"], cache_policy=NO_CACHE)
+def find_finished(place: Place, spec: Spec) -> Manifest:
+    """What another run left in the store."""
+    return finished(place.store, spec)

@@ -8,34 +8,35 @@ from tasks.progress import bar
 from tasks.runs import built
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.evals import harness
+from trlm_core.lineage import Subject
 from trlm_core.recipes.schema import Stage
 from trlm_core.tracking import RunAddress, flattened, log_file, log_metrics
 
 
-@task(name="answer-questions", task_run_name="ask {subject}", tags=["evaluation"], cache_policy=NO_CACHE)
-def answer_questions(place: Place, subject: str, stage: Stage, checkpoint: Manifest, questions: Manifest, shots: bool = False) -> Manifest:
-    """Replies of the checkpoint under the stage's template; `shots`: with solved questions before each."""
+@task(name="answer-questions", task_run_name="ask {subject.name}", tags=["evaluation"], cache_policy=NO_CACHE)
+def answer_questions(place: Place, subject: Subject, checkpoint: Manifest, questions: Manifest) -> Manifest:
+    """Replies of the checkpoint under its stage's template."""
 
     def build(run: RunAddress) -> Manifest:
-        with bar(f"ask {subject}", "question") as show:
+        with bar(f"ask {subject.name}", "question") as show:
             manifest = harness.answer_questions(
                 place.store,
                 place.recipe,
                 place.evaluation,
-                subject,
+                subject.name,
                 checkpoint,
                 questions,
                 place.execution,
-                rendering=stage.rendering,
-                shots=shots,
+                rendering=subject.stage.rendering,
+                shots=subject.shots,
                 on_progress=show,
             )
         log_metrics(run, flattened(manifest.counts))
         log_file(run, place.folder(manifest) / harness.REPLIES)
         return manifest
 
-    spec = harness.replies_spec(place.recipe, place.evaluation, subject, checkpoint, questions, stage.rendering, shots=shots)
-    return built(place, spec, {"subject": subject, "evaluation": place.evaluation.model_dump(mode="json")}, build)
+    spec = place.lineage.replies(subject)
+    return built(place, spec, {"subject": subject.name, "evaluation": place.evaluation.model_dump(mode="json")}, build)
 
 
 @task(name="score-held-out", task_run_name="held-out rows of {stage.name}", tags=["evaluation"], cache_policy=NO_CACHE)

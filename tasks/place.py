@@ -1,14 +1,35 @@
-"""The place of a run: its recipe, store, execution and tracking; the one value that flows hand to every task."""
+"""The place of a run: what flows are told of it (`Where`), and the one value that they hand to every task (`Place`)."""
 
+import functools
+import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
+from trlm_core.lineage import Lineage
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import Evaluation, Recipe
 from trlm_core.tracking import RunAddress, Tracker
+
+
+class Where(BaseModel):
+    """Where and how a recipe runs. None of it changes a number or enters a fingerprint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str | None = Field(default=None, description="Address of the store: a folder, file: or s3:. Empty: the worker's TRLM_STORE.")
+    tracking_uri: str | None = Field(
+        default=None, description="MLflow's address. Empty: the worker's MLFLOW_TRACKING_URI, else a database in the store."
+    )
+    pipeline_run: str | None = Field(default=None, description="MLflow run that this belongs to; a pipeline sets it for what it starts.")
+    execution: Execution = Field(default=Execution(), description="Device, micro-batches and threads.")
+
+
+def database_in(store: Store) -> str:
+    """MLflow's address where nobody names one."""
+    return f"sqlite:///{store.root / 'mlflow.db'}"
 
 
 class Place(BaseModel):
@@ -20,19 +41,43 @@ class Place(BaseModel):
     execution: Execution
     run: RunAddress | None  # the pipeline's own run, once it is open
 
+    @classmethod
+    def of(cls, recipe: Recipe, where: Where) -> "Place":
+        """Raises ValueError where no store is named, StoreError where it cannot be used."""
+        address = where.store or os.environ.get("TRLM_STORE")
+        if not address:
+            raise ValueError("store: wanted its address, got none; set where.store, or TRLM_STORE in the worker's environment")
+        store = _opened(address)
+        uri = where.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or database_in(store)
+        run = RunAddress(uri=uri, run_id=where.pipeline_run) if where.pipeline_run else None
+        return cls(recipe=recipe, store_address=store.address, tracking_uri=uri, execution=where.execution, run=run)
+
+    @property
+    def where(self) -> Where:
+        """For what this place's run starts, here or elsewhere."""
+        run_id = self.run.run_id if self.run else None
+        return Where(store=self.store_address, tracking_uri=self.tracking_uri, pipeline_run=run_id, execution=self.execution)
+
     @property
     def store(self) -> Store:
-        return Store(Path(self.store_address))
+        return _opened(self.store_address)
 
     @property
     def tracker(self) -> Tracker:
         return Tracker(self.tracking_uri, artifacts=self.store.root / "mlflow-artifacts")
 
     @property
+    def lineage(self) -> Lineage:
+        return Lineage(self.recipe)
+
+    @property
     def evaluation(self) -> Evaluation:
-        if self.recipe.evaluation is None:
-            raise ValueError(f"recipe {self.recipe.name}: wanted an evaluation, got null")
-        return self.recipe.evaluation
+        return self.lineage.evaluation
 
     def folder(self, manifest: Manifest) -> Path:
         return self.store.folder(manifest)
+
+
+@functools.cache
+def _opened(address: str) -> Store:
+    return Store.open(address)

@@ -4,25 +4,43 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tasks.place import Place
+from prefect.runtime import flow_run as this_run
+
+from tasks.place import Place, Where
+from tasks.reconcile import FLOW_RUN, reconcile
 from trlm_core.artifacts.manifest import MANIFEST_NAME, Manifest
-from trlm_core.artifacts.store import Spec, Store
-from trlm_core.plan import check_run
-from trlm_core.recipes.execution import Execution
+from trlm_core.artifacts.store import Spec
+from trlm_core.plan import check_machine, check_recipe
 from trlm_core.recipes.schema import Recipe
 from trlm_core.tracking import RunAddress, log_file, tracked
 
 
+def work_at(recipe: Recipe, where: Where) -> Place:
+    """The place of one station's work. Raises ValueErrors that say what to do, before any work."""
+    place = Place.of(recipe, where)
+    check_recipe(recipe)
+    return place
+
+
+def training_at(recipe: Recipe, where: Where) -> Place:
+    """The place of a training, on a machine that can do it."""
+    place = work_at(recipe, where)
+    check_machine(recipe, place.store.root)
+    return place
+
+
 @contextlib.contextmanager
-def pipeline_run(recipe: Recipe, store_address: str, tracking_uri: str | None, execution: Execution) -> Iterator[Place]:
-    """Check everything cheap, hold the store, open the pipeline's run. Raises ValueErrors that say what to do, before any work."""
-    store = Store.open(store_address)
-    with store.held():
-        check_run(recipe, store.root)
-        uri = tracking_uri or f"sqlite:///{store.root / 'mlflow.db'}"
-        place = Place(recipe=recipe, store_address=str(store.root), tracking_uri=uri, execution=execution, run=None)
+def pipeline_run(recipe: Recipe, where: Where, *, trains: bool) -> Iterator[Place]:
+    """Check everything cheap, hold the store, close what dead runs left open, and open the pipeline's run.
+
+    `trains`: in this process, so that this machine must be able to.
+    """
+    place = training_at(recipe, where) if trains else work_at(recipe, where)
+    with place.store.held():
+        reconcile(place.tracker, held_store=place.store_address)
         params = recipe.model_dump(mode="json", exclude={"stages", "families"})
-        with tracked(place.tracker, recipe.name, params=params, tags={"trlm.kind": "pipeline", "trlm.variant": recipe.variant}) as run:
+        tags = {"trlm.kind": "pipeline", "trlm.variant": recipe.variant, **_origin(place)}
+        with tracked(place.tracker, recipe.name, params=params, tags=tags) as run:
             yield place.model_copy(update={"run": run})
 
 
@@ -40,6 +58,11 @@ def built(place: Place, spec: Spec, params: Mapping[str, Any], build: Callable[[
 @contextlib.contextmanager
 def child_run(place: Place, spec: Spec, params: Mapping[str, Any]) -> Iterator[RunAddress]:
     parent = place.run.run_id if place.run else None
-    tags = {"trlm.kind": spec.kind, "trlm.fingerprint": spec.fingerprint}
+    tags = {"trlm.kind": spec.kind, "trlm.fingerprint": spec.fingerprint, **_origin(place)}
     with tracked(place.tracker, f"{spec.kind}/{spec.name}", params=params, tags=tags, parent=parent) as run:
         yield run
+
+
+def _origin(place: Place) -> dict[str, str]:
+    """Who opened an MLflow run: by it, a run whose flow run is over is found and closed."""
+    return {"trlm.store": place.store_address, FLOW_RUN: str(this_run.id)}

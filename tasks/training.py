@@ -3,6 +3,7 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.curve import LiveCurve
 from tasks.place import Place
 from tasks.progress import bar
 from tasks.retries import if_killed
@@ -12,6 +13,7 @@ from trlm_core.recipes.schema import Stage
 from trlm_core.tracking import RunAddress, log_dataset, register_checkpoint
 from trlm_core.training import new_tokens
 from trlm_core.training import stage as training
+from trlm_core.training.checkpoint import read_history
 from trlm_core.training.watch import Progress
 
 
@@ -39,16 +41,19 @@ def train_stage(place: Place, stage: Stage, dataset: Manifest, start: Manifest) 
             profile=dataset.counts,
             context="training",
         )
+        curve = LiveCurve(stage.name)
         with bar(f"train {stage.name}", "step") as show:
 
             def on_progress(progress: Progress) -> None:
                 show(progress.step, progress.steps, "" if progress.loss is None else f"loss {progress.loss:.3f}")
+                curve.add(progress)
 
             manifest = training.train_stage(
                 place.store, place.recipe, stage, dataset, start, place.execution, run=run, on_progress=on_progress
             )
+        curve.finish(read_history(place.folder(manifest)))
         name = f"{place.recipe.name}.{stage.name}"
-        register_checkpoint(run, name=name, folder=place.folder(manifest), fingerprint=manifest.fingerprint)
+        register_checkpoint(run, name=name, address=f"{place.store_address}/{manifest.address}", fingerprint=manifest.fingerprint)
         return manifest
 
     spec = training.checkpoint_spec(place.recipe, stage, dataset, start)

@@ -9,8 +9,12 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # golden curves and tolerances are a CPU's
 
+import contextlib
 import copy
-from collections.abc import Callable
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +146,78 @@ def changed_recipe(tiny_recipe_tree: dict[str, Any]) -> Callable[..., Recipe]:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 service on loopback. It answers one request at a time: moto's check before a conditional put is no atomic one."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+
+    with served(DomainDispatcherApplication(create_backend_app)) as url:
+        yield url
+
+
+@pytest.fixture
+def serve() -> Callable[..., contextlib.AbstractContextManager[str]]:
+    """`with serve(application) as url`: a server of the test's own."""
+    return served
+
+
+@contextlib.contextmanager
+def served(application: Callable[..., Any]) -> Iterator[str]:
+    from moto.moto_server.werkzeug_app import MotoRequestHandler
+    from werkzeug.serving import make_server
+
+    server = make_server("127.0.0.1", 0, application, threaded=False, request_handler=MotoRequestHandler)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it would log a line a request
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def s3_address(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of an empty store in a bucket of its own; this machine's cache is in the test's folder."""
+    import s3fs
+
+    use_s3(s3_server, monkeypatch)
+    monkeypatch.setenv("TRLM_CACHE", str(tmp_path / "cache"))
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3fs.S3FileSystem(endpoint_url=s3_server).mkdir(bucket)
+    return f"s3://{bucket}/runs"
+
+
+def use_s3(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "tests",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }.items():
+        monkeypatch.setenv(variable, value)
+
+
+@pytest.fixture
+def s3_store(s3_address: str) -> Store:
+    return Store.open(s3_address)
+
+
+@pytest.fixture
+def other_machine(s3_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The same store as another machine sees it: through a cache of its own."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TRLM_CACHE", str(tmp_path / "other-cache"))
+        return Store.open(s3_address)
 
 
 @dataclass(frozen=True)

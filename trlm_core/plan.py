@@ -66,13 +66,17 @@ def make_plan(recipe: Recipe) -> Plan:
     )
 
 
-def check_run(recipe: Recipe, store: Path) -> None:
-    """Raise the first reason for which this run cannot work, before anything expensive: a pinned package, disk, memory, a family."""
+def check_recipe(recipe: Recipe) -> None:
+    """Raise the first reason for which this recipe cannot be built from here, before anything expensive: a pinned package, a family."""
     check_base(recipe.base)
     check_sources(recipe)
     _check_names(recipe)
     for stage in recipe.stages:
         _stage_plan(stage)
+
+
+def check_machine(recipe: Recipe, store: Path) -> None:
+    """Raise PlanError where disk or memory of this machine are too small to train the recipe."""
     wanted = _disk_gib(recipe)
     free = shutil.disk_usage(store).free / GIB
     if free < wanted:

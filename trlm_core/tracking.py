@@ -24,10 +24,21 @@ class RunAddress(BaseModel):
     run_id: str
 
 
+class RunCancelledError(Exception):
+    """Somebody cancelled this work where it runs: its run ends KILLED, not FAILED."""
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    address: RunAddress
+    name: str
+    tags: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Tracker:
     uri: str
-    artifacts: Path  # where a new experiment on a database keeps its files
+    artifacts: Path | None = None  # where a new experiment on a database keeps its files; a server knows by itself
 
     @cached_property
     def _client(self) -> Any:
@@ -42,22 +53,34 @@ class Tracker:
             self._client.log_param(run.info.run_id, key, str(value)[:PARAM_LENGTH])
         return RunAddress(uri=self.uri, run_id=run.info.run_id)
 
+    def open_runs(self) -> list[OpenRun]:
+        """Runs that say they are running."""
+        found = self._client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            return []
+        running = self._client.search_runs([found.experiment_id], filter_string="attributes.status = 'RUNNING'", max_results=1000)
+        return [OpenRun(RunAddress(uri=self.uri, run_id=run.info.run_id), run.info.run_name, dict(run.data.tags)) for run in running]
+
     def _experiment_id(self) -> str:
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return found.experiment_id
         database = self.uri.startswith(("sqlite:", "postgresql:"))
-        return self._client.create_experiment(EXPERIMENT, artifact_location=self.artifacts.as_uri() if database else None)
+        location = self.artifacts.as_uri() if database and self.artifacts else None
+        return self._client.create_experiment(EXPERIMENT, artifact_location=location)
 
 
 @contextlib.contextmanager
 def tracked(
     tracker: Tracker, name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None
 ) -> Iterator[RunAddress]:
-    """A run that ends FINISHED, FAILED on an error, or KILLED on an interrupt."""
+    """A run that ends FINISHED, FAILED on an error, or KILLED when it was interrupted or cancelled."""
     run = tracker.start(name, params=params, tags=tags, parent=parent)
     try:
         yield run
+    except RunCancelledError:
+        finish(run, "KILLED")
+        raise
     except Exception:
         finish(run, "FAILED")
         raise
@@ -85,6 +108,14 @@ def log_file(run: RunAddress, path: Path, folder: str | None = None) -> None:
     _client(run.uri).log_artifact(run.run_id, str(path), folder)
 
 
+def artifact_page(run: RunAddress, path: str) -> str:
+    """Where a browser finds an artifact of the run: on MLflow's page, or, of a database without a server, the file itself."""
+    info = _client(run.uri).get_run(run.run_id).info
+    if run.uri.startswith("http"):
+        return f"{run.uri}/#/experiments/{info.experiment_id}/runs/{run.run_id}/artifacts/{path}"
+    return f"{info.artifact_uri}/{path}"
+
+
 def log_dataset(run: RunAddress, *, name: str, fingerprint: str, source: str, profile: Mapping[str, Any], context: str) -> None:
     """Log a dataset under our own digest: mlflow's ignores list columns, and so does not see changed messages."""
     import json
@@ -103,14 +134,18 @@ def log_dataset(run: RunAddress, *, name: str, fingerprint: str, source: str, pr
     _client(run.uri).log_inputs(run.run_id, [DatasetInput(dataset=dataset, tags=tags)])
 
 
-def register_checkpoint(run: RunAddress, *, name: str, folder: Path, fingerprint: str) -> None:
-    """A new version of the registered model, under the alias `candidate`."""
+def register_checkpoint(run: RunAddress, *, name: str, address: str, fingerprint: str) -> None:
+    """A new version of the registered model, under the alias `candidate`; `address`: the checkpoint's folder, or its s3: address.
+
+    MLflow's server takes no folder of another machine for a source: there the run's own manifest stands in, and a tag has the address.
+    """
     from mlflow.exceptions import MlflowException
 
     client = _client(run.uri)
     with contextlib.suppress(MlflowException):  # it exists already: a version is added to it
         client.create_registered_model(name)
-    version = client.create_model_version(name, source=folder.as_uri(), run_id=run.run_id, tags={"fingerprint": fingerprint})
+    source = address if "://" in address else f"runs:/{run.run_id}/manifest.json"
+    version = client.create_model_version(name, source=source, run_id=run.run_id, tags={"fingerprint": fingerprint, "address": address})
     client.set_registered_model_alias(name, "candidate", version.version)
 
 

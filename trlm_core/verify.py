@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from trlm_core.artifacts.errors import StoreError
 from trlm_core.artifacts.fingerprint import fingerprint
-from trlm_core.artifacts.manifest import MANIFEST_NAME, Manifest, damage
-from trlm_core.artifacts.store import Store, StoreError, read_manifest
+from trlm_core.artifacts.manifest import MANIFEST_NAME, Manifest, damage, misplaced, read_manifest
+from trlm_core.artifacts.store import Store
 from trlm_core.data.stage_dataset import token_counts
 from trlm_core.evals.harness import HELD_OUT, REPLIES, read_held_out, read_replies, summary
 from trlm_core.training.checkpoint import HISTORY, history_counts, read_history
@@ -18,40 +19,44 @@ from trlm_core.training.checkpoint import HISTORY, history_counts, read_history
 SPLITS = ("train", "held_out")
 
 
-def artifacts_below(store: Store, address: str) -> list[Path]:
-    """Folders of the finished artifacts at or below this address; "" is the whole store. Raises StoreError where there is none."""
-    folders = sorted(path.parent for path in (store.root / address).rglob(MANIFEST_NAME))
-    if not folders:
+def artifacts_below(store: Store, address: str) -> list[str]:
+    """Addresses of the finished artifacts at or below this one; "" is the whole store. Raises StoreError where there is none."""
+    addresses = store.finished(address.strip("/"))
+    if not addresses:
         raise StoreError(
-            f"store {store.root}: wanted an artifact at or below {address or 'it'}, got none; `trlm store ls` lists what there is"
+            f"store {store.address}: wanted an artifact at or below {address or 'it'}, got none; `trlm store ls` lists what there is"
         )
-    return folders
+    return addresses
 
 
-def objections(store: Store, folder: Path) -> list[str]:
-    """What is wrong with the artifact, in words; empty when nothing is."""
+def objections(store: Store, address: str) -> list[str]:
+    """What is wrong with the artifact as the store holds it, in words; empty when nothing is."""
+    with store.original(address) as folder:
+        return [f"{store.address}/{address}/{reason}" for reason in _objections(folder, address)]
+
+
+def _objections(folder: Path, address: str) -> list[str]:
     try:
-        manifest = read_manifest(folder / MANIFEST_NAME)
+        manifest = read_manifest((folder / MANIFEST_NAME).read_bytes(), MANIFEST_NAME)
     except StoreError as error:
         return [str(error)]
-    reasons = [*damage(manifest, folder), *_wrong_fields(store, manifest, folder)]
+    reasons = [*damage(manifest, folder), *misplaced(manifest, address), *_wrong_fields(manifest)]
     return reasons or _wrong_counts(manifest, folder)  # files that are damaged are not counted
 
 
-def _wrong_fields(store: Store, manifest: Manifest, folder: Path) -> list[str]:
+def _wrong_fields(manifest: Manifest) -> list[str]:
     made = fingerprint({"identity": manifest.identity, "inputs": manifest.inputs})
     checks = {
         "fingerprint": (made, manifest.fingerprint),
-        "address": (str(folder.relative_to(store.root)), manifest.address),
         "version": (f"{manifest.version[:3]}-{made[:12]}", manifest.version),
     }
-    return [f"{folder / MANIFEST_NAME}: {name}: wanted {wanted}, got {got}" for name, (wanted, got) in checks.items() if wanted != got]
+    return [f"{MANIFEST_NAME}: {name}: wanted {wanted}, got {got}" for name, (wanted, got) in checks.items() if wanted != got]
 
 
 def _wrong_counts(manifest: Manifest, folder: Path) -> list[str]:
     counted = recounted(folder)
     return [
-        f"{folder}: {name}: the manifest says {said}, the files {counted[name]}"
+        f"{name}: the manifest says {said}, the files {counted[name]}"
         for name, said in manifest.counts.items()
         if name in counted and not _same(said, counted[name])
     ]

@@ -24,7 +24,7 @@ def tries(error: Exception, condition) -> int:
 
 
 def test_mistakes_are_not_tried_again_and_kills_are():
-    with prefect_test_harness():
+    with prefect_test_harness(server_startup_timeout=180):
         assert tries(ValueError("a wrong recipe"), unless_mistaken) == 1
         assert tries(ConnectionError("the network"), unless_mistaken) == 3
         assert tries(TrainingKilledError("SIGKILL"), if_killed) == 3

@@ -9,7 +9,7 @@ import pytest
 
 from trlm_core.base_model import BaseModelError
 from trlm_core.data.sources import SourceError
-from trlm_core.plan import PlanError, check_run, make_plan
+from trlm_core.plan import PlanError, check_machine, check_recipe, make_plan
 from trlm_core.recipes.load import load_recipe
 from trlm_core.recipes.schema import Recipe
 
@@ -36,7 +36,8 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_a_run_that_can_work_is_let_through(tiny_recipe: Recipe, tmp_path: Path, roomy: Callable[..., None]):
-    check_run(tiny_recipe, tmp_path)
+    check_recipe(tiny_recipe)
+    check_machine(tiny_recipe, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +69,11 @@ def test_a_run_that_can_work_is_let_through(tiny_recipe: Recipe, tmp_path: Path,
     ],
 )
 def test_a_run_that_cannot_work_is_stopped_by_one_clear_error(
-    leaves: dict, error: type[Exception], said: str, changed_recipe: Callable[..., Recipe], tmp_path: Path, roomy: Callable[..., None]
+    leaves: dict, error: type[Exception], said: str, changed_recipe: Callable[..., Recipe]
 ):
     recipe = changed_recipe(**leaves)
     with pytest.raises(error, match=said) as raised:
-        check_run(recipe, tmp_path)
+        check_recipe(recipe)
     assert "\n" not in str(raised.value)
     assert isinstance(raised.value, ValueError), "the command line shows it as one line"
 
@@ -89,7 +90,7 @@ def test_too_little_disk_or_memory_is_named_with_both_numbers(
 ):
     roomy(**room)
     with pytest.raises(PlanError, match=said):
-        check_run(tiny_recipe, tmp_path)
+        check_machine(tiny_recipe, tmp_path)
 
 
 def test_a_plan_counts_rows_steps_and_the_most_that_is_generated(tiny_recipe: Recipe):

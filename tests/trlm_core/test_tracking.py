@@ -100,10 +100,11 @@ def test_a_dataset_has_our_digest_and_changed_messages_change_it(tracker: Tracke
 
 def test_a_checkpoint_is_registered_version_by_version_and_the_last_is_the_candidate(run: RunAddress, tmp_path: Path):
     for fingerprint in ("aa" * 32, "bb" * 32):
-        register_checkpoint(run, name="trlm-tiny.stage1_sft", folder=tmp_path, fingerprint=fingerprint)
+        register_checkpoint(run, name="trlm-tiny.stage1_sft", address=str(tmp_path), fingerprint=fingerprint)
     client = mlflow.MlflowClient(tracking_uri=run.uri, registry_uri=run.uri)
     candidate = client.get_model_version_by_alias("trlm-tiny.stage1_sft", "candidate")
     assert (str(candidate.version), candidate.tags["fingerprint"], candidate.run_id) == ("2", "bb" * 32, run.run_id)
+    assert candidate.tags["address"] == str(tmp_path)
     assert len(client.search_model_versions("name='trlm-tiny.stage1_sft'")) == 2
 
 

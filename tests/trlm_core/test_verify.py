@@ -1,6 +1,7 @@
 """Verification: any flipped byte, lost or added file, false field or false count is found, and a whole artifact has no objection."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from trlm_core.artifacts.errors import StoreError
 from trlm_core.artifacts.manifest import Manifest, file_entries
-from trlm_core.artifacts.store import Spec, Store, StoreError
+from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.shards import write_shards
 from trlm_core.verify import artifacts_below, objections
 
 ROWS = pa.table({"messages": ["What is 4 + 3?", "What is 2 * 5?", "Sort: 3, 1"]})
+FLIPS = 12  # a file
 HISTORY = [{"step": 1, "loss": 2.5, "useful_tokens": 40}, {"step": 2, "loss": 2.25, "useful_tokens": 60}]
 
 
@@ -49,18 +52,46 @@ def reseal(folder: Path, **changes: Any) -> None:
 
 
 def test_a_whole_artifact_has_no_objection(store: Store, made: Manifest):
-    assert objections(store, store.folder(made)) == []
+    assert objections(store, made.address) == []
 
 
 def test_any_flipped_byte_is_found(store: Store, made: Manifest):
-    for path in sorted(file for file in store.folder(made).rglob("*") if file.is_file()):
+    for path in sorted(file for file in (store.root / made.address).rglob("*") if file.is_file()):
         whole = path.read_bytes()
         for place in range(len(whole)):
             for bit in (0x01, 0x80):
                 path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
-                assert objections(store, store.folder(made)), f"byte {place} of {path.name}, bit {bit:#x}"
+                assert objections(store, made.address), f"byte {place} of {path.name}, bit {bit:#x}"
         path.write_bytes(whole)
-    assert objections(store, store.folder(made)) == []
+    assert objections(store, made.address) == []
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+def test_a_whole_remote_artifact_has_no_objection_and_any_flipped_byte_of_it_is_found(kind: str, s3_store: Store):
+    spec, build = BUILDS[kind]
+    made = s3_store.make(spec, build)
+    assert s3_store.remote is not None
+    assert objections(s3_store, made.address) == []
+    draw = random.Random(20251125)
+    for key in s3_store.remote.sizes(made.address):
+        whole = s3_store.remote.read(key)
+        for place in {0, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(FLIPS))}:
+            flipped = bytes([whole[place] ^ (1 << draw.randrange(8))])
+            s3_store.remote.write(key, whole[:place] + flipped + whole[place + 1 :])
+            assert objections(s3_store, made.address), f"byte {place} of {key}"
+        s3_store.remote.write(key, whole)
+    assert objections(s3_store, made.address) == []
+
+
+def test_what_is_verified_is_the_remote_and_not_the_cache(s3_store: Store):
+    spec, build = BUILDS["checkpoint"]
+    made = s3_store.make(spec, build)
+    assert s3_store.remote is not None
+    (s3_store.folder(made) / "model.safetensors").write_bytes(b"damaged in the cache")
+    assert objections(s3_store, made.address) == []
+    s3_store.remote.delete([f"{made.address}/model.safetensors"])
+    assert objections(s3_store, made.address) == [f"{s3_store.location(made)}/model.safetensors: missing"]
+    assert list(s3_store.root.glob(".verified-*")) == [], "the copies are gone"
 
 
 def test_a_damaged_manifest_is_not_reused(store: Store):
@@ -83,7 +114,7 @@ def test_a_lost_added_or_longer_file_is_named(change: str, store: Store):
     else:
         with (folder / name).open("ab") as file:
             file.write(b"more")
-    (reason,) = objections(store, folder)
+    (reason,) = objections(store, str(folder.relative_to(store.root)))
     assert name in reason
 
 
@@ -101,14 +132,14 @@ def test_a_sealed_but_false_field_is_found(field: str, store: Store):
     spec, build = BUILDS["checkpoint"]
     folder = store.folder(store.make(spec, build))
     reseal(folder, **changes)
-    assert words in " ".join(objections(store, folder))
+    assert words in " ".join(objections(store, str(folder.relative_to(store.root))))
 
 
 def test_a_false_count_of_rows_is_found(store: Store):
     spec, build = BUILDS["dataset"]
     folder = store.folder(store.make(spec, build))
     reseal(folder, counts={"train": 4, "held_out": 1, "dropped": {"seen": 2}})
-    (reason,) = objections(store, folder)
+    (reason,) = objections(store, str(folder.relative_to(store.root)))
     assert "train: the manifest says 4, the files 3" in reason
 
 
@@ -117,13 +148,22 @@ def test_a_sealed_manifest_over_changed_files_is_found_by_its_counts(store: Stor
     folder = store.folder(store.make(spec, build))
     (folder / "history.jsonl").write_text(json.dumps(HISTORY[0]) + "\n")
     reseal(folder, files={name: entry for name, entry in file_entries(folder).items() if name != "manifest.json"})
-    assert "steps: the manifest says 2, the files 1" in " ".join(objections(store, folder))
+    assert "steps: the manifest says 2, the files 1" in " ".join(objections(store, str(folder.relative_to(store.root))))
+
+
+def test_a_file_of_the_tracker_that_is_called_like_a_manifest_is_no_artifact(store: Store):
+    spec, build = BUILDS["checkpoint"]
+    made = store.make(spec, build)
+    logged = store.root / "mlflow-artifacts/1/0f3c/manifest.json"
+    logged.parent.mkdir(parents=True)
+    shutil.copy(store.folder(made) / "manifest.json", logged)
+    assert artifacts_below(store, "") == [made.address]
 
 
 def test_an_address_names_one_artifact_or_all_below_it(store: Store):
     first, second = (store.make(spec, build) for spec, build in BUILDS.values())
-    assert artifacts_below(store, first.address) == [store.folder(first)]
-    assert set(artifacts_below(store, "")) == {store.folder(first), store.folder(second)}
+    assert artifacts_below(store, first.address) == [first.address]
+    assert set(artifacts_below(store, "")) == {first.address, second.address}
     with pytest.raises(StoreError, match="at or below evals, got none"):
         artifacts_below(store, "evals")
 
@@ -133,4 +173,4 @@ def test_a_copied_artifact_is_at_the_wrong_address(store: Store):
     folder = store.folder(store.make(spec, build))
     elsewhere = folder.parent / "002-0123456789ab"
     shutil.copytree(folder, elsewhere)
-    assert "address: wanted" in " ".join(objections(store, elsewhere))
+    assert "address: wanted" in " ".join(objections(store, str(elsewhere.relative_to(store.root))))

@@ -5,12 +5,15 @@
  "files": {"model.safetensors": {"sha256": "...", "size": 538090408}}, "seal": "5be1..."}
 """
 
+import json
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
+from trlm_core.artifacts.errors import StoreError
 from trlm_core.artifacts.fingerprint import file_sha256, fingerprint
 
 Kind = Literal["datasets", "checkpoints", "evals", "reports"]
@@ -44,6 +47,14 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry]
     seal: str = ""  # sha256 of all other fields; empty until it is sealed
 
+    @field_validator("files")
+    @classmethod
+    def _lie_below_the_folder(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"wanted files below the artifact's folder, got {name!r}")  # a fetch would write there
+        return files
+
     @property
     def address(self) -> str:
         """Path below the store: `checkpoints/trlm-135m-local/stage1_sft/001-3f2a9c1b77aa`."""
@@ -72,35 +83,59 @@ def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
+def read_manifest(content: bytes, where: object) -> Manifest:
+    """Raises StoreError where that is no manifest."""
+    try:
+        return Manifest.model_validate(json.loads(content))
+    except ValueError as error:
+        raise StoreError(f"{where}: wanted a manifest of this version of trlm, got {error}; move that folder away") from error
+
+
 def file_entries(folder: Path) -> dict[str, FileEntry]:
     """Hash of every file below the folder, by its relative name."""
-    return {name: FileEntry(sha256=file_sha256(path), size=path.stat().st_size) for name, path in _files_of(folder).items()}
+    files = files_of(folder)
+    return {name: FileEntry(sha256=file_sha256(path), size=path.stat().st_size) for name, path in files.items()}
 
 
-def _files_of(folder: Path) -> dict[str, Path]:
-    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+def files_of(folder: Path) -> dict[str, Path]:
+    """Every file below the folder, by its relative name."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def damage(manifest: Manifest, folder: Path) -> list[str]:
+def damage(manifest: Manifest, folder: Path, sha256: Callable[[Path], str] = file_sha256) -> list[str]:
     """What differs between the manifest and the folder, in words; empty when every byte is as recorded, its own included."""
-    own = [] if manifest == manifest.sealed() and (folder / MANIFEST_NAME).read_text() == manifest.text else [_own_damage(folder)]
-    unlisted = sorted(_files_of(folder).keys() - manifest.files.keys() - {MANIFEST_NAME})
+    own = folder / MANIFEST_NAME
     return [
-        *own,
-        *(f"{folder / name}: not in the manifest" for name in unlisted),
-        *(reason for name, entry in manifest.files.items() if (reason := _file_damage(folder / name, entry))),
+        *own_damage(manifest, own.read_bytes()),
+        *unlisted(manifest, files_of(folder)),
+        *files_damage(manifest, folder, sha256),
     ]
 
 
-def _own_damage(folder: Path) -> str:
-    return f"{folder / MANIFEST_NAME}: differs from what was sealed"
+def own_damage(manifest: Manifest, content: bytes) -> list[str]:
+    whole = manifest == manifest.sealed() and content == manifest.text.encode()
+    return [] if whole else [f"{MANIFEST_NAME}: differs from what was sealed"]
 
 
-def _file_damage(path: Path, entry: FileEntry) -> str | None:
+def misplaced(manifest: Manifest, address: str) -> list[str]:
+    return [] if manifest.address == address else [f"{MANIFEST_NAME}: address: wanted {address}, got {manifest.address}"]
+
+
+def unlisted(manifest: Manifest, names: Iterable[str]) -> list[str]:
+    return [f"{name}: not in the manifest" for name in sorted({*names} - manifest.files.keys() - {MANIFEST_NAME})]
+
+
+def files_damage(manifest: Manifest, folder: Path, sha256: Callable[[Path], str] = file_sha256) -> list[str]:
+    """Which of the manifest's files differ in the folder: `model.safetensors: wanted 7 bytes, got 6`."""
+    reasons = (file_damage(name, folder / name, entry, sha256) for name, entry in manifest.files.items())
+    return [reason for reason in reasons if reason]
+
+
+def file_damage(name: str, path: Path, entry: FileEntry, sha256: Callable[[Path], str] = file_sha256) -> str | None:
     if not path.is_file():
-        return f"{path}: missing"
+        return f"{name}: missing"
     if path.stat().st_size != entry.size:
-        return f"{path}: wanted {entry.size:,} bytes, got {path.stat().st_size:,}"
-    if (got := file_sha256(path)) != entry.sha256:
-        return f"{path}: wanted sha256 {entry.sha256[:12]}, got {got[:12]}"
+        return f"{name}: wanted {entry.size:,} bytes, got {path.stat().st_size:,}"
+    if (got := sha256(path)) != entry.sha256:
+        return f"{name}: wanted sha256 {entry.sha256[:12]}, got {got[:12]}"
     return None

@@ -1,26 +1,28 @@
-"""The store: a folder of artifacts, kind/group/name/version, each finished when its manifest.json exists."""
+"""The store: artifacts by address, kind/group/name/version, each finished when its manifest.json exists; in a folder or in a bucket."""
 
-import contextlib
-import fcntl
-import json
+import functools
 import logging
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trlm_core.artifacts.errors import StoreError
 from trlm_core.artifacts.fingerprint import changed_fields, fingerprint
-from trlm_core.artifacts.manifest import MANIFEST_NAME, Kind, Manifest, damage, file_entries, now
+from trlm_core.artifacts.lease import RUN, Lease, held, tried, waited_for
+from trlm_core.artifacts.manifest import Kind, Manifest, file_entries, now
 from trlm_core.artifacts.provenance import git_commit, package_versions
+from trlm_core.artifacts.remote import Remote, endpoint
+from trlm_core.artifacts.remote_shelf import RemoteShelf, cache_folder
+from trlm_core.artifacts.shelf import LocalShelf, Shelf
 
 logger = logging.getLogger(__name__)
 
-
-class StoreError(ValueError):
-    """The store cannot be used as asked; the message says what to do."""
+READERS = 8  # of manifests at once
 
 
 @dataclass(frozen=True)
@@ -35,87 +37,139 @@ class Spec:
     recipe: dict[str, Any] = field(default_factory=dict)  # the whole recipe, for the record only
 
     @property
+    def place(self) -> str:
+        return f"{self.kind}/{self.group}/{self.name}"
+
+    @property
     def fingerprint(self) -> str:
         return fingerprint({"identity": self.identity, "inputs": self.inputs})
 
 
 @dataclass(frozen=True)
 class Store:
-    root: Path
+    root: Path  # the local folder: of a remote store, its cache
+    remote: Remote | None = None
 
     @classmethod
     def open(cls, address: str | Path) -> "Store":
-        """The store at a folder or `file:` address, created if absent. Raises StoreError where it cannot be written."""
-        root = _local_path(str(address))
+        """The store at a folder, a `file:` or an `s3:` address. Raises StoreError where it cannot be written."""
+        remote, root = _places(str(address))
+        if remote is not None:
+            remote = opened_remote(remote.address, endpoint(), os.environ.get("AWS_ACCESS_KEY_ID"), os.getpid())
         try:
             root.mkdir(parents=True, exist_ok=True)
-            probe = root / f".writable-{os.getpid()}"
+            probe = root / f".writable-{os.getpid()}-{time.monotonic_ns()}"
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise StoreError(f"store {root}: wanted a folder that can be written, got {error}; choose another with --store") from error
-        return cls(root)
+            advice = "choose another with --store" if remote is None else "choose another with TRLM_CACHE"
+            raise StoreError(f"store {root}: wanted a folder that can be written, got {error}; {advice}") from error
+        return cls(root, remote)
+
+    @staticmethod
+    def exists(address: str | Path) -> bool:
+        """Whether there is a folder, or anything below the prefix; makes nothing. Raises StoreError where that cannot be known."""
+        remote, root = _places(str(address))
+        return root.is_dir() if remote is None else remote.holds_anything()
+
+    @property
+    def address(self) -> str:
+        """What opens this store again, from any working directory."""
+        return self._shelf.address
 
     def folder(self, manifest: Manifest) -> Path:
-        return self.root / manifest.address
+        """Local folder of the artifact, fetched where it is remote, every byte checked. Raises StoreError where it is damaged."""
+        return self._shelf.folder(manifest)
+
+    def location(self, manifest: Manifest) -> str:
+        """Where the artifact is, to be shown: a folder or an s3:// address. Fetches nothing."""
+        return f"{self.address}/{manifest.address}"
+
+    def original(self, address: str) -> AbstractContextManager[Path]:
+        """A folder with the artifact's bytes as the store holds them now, never those of a cache."""
+        return self._shelf.original(address)
+
+    def finished(self, below: str = "") -> list[str]:
+        """Addresses of the finished artifacts at or below an address, whatever their state."""
+        return self._shelf.finished(below)
 
     def manifests(self) -> list[Manifest]:
         """Every finished artifact, in the order of its address."""
-        return [read_manifest(path) for path in sorted(self.root.glob(f"*/*/*/*/{MANIFEST_NAME}"))]
+        with ThreadPoolExecutor(READERS) as threads:
+            return [*threads.map(self._shelf.manifest, self.finished())]
 
     def find(self, spec: Spec) -> Manifest | None:
-        """The finished artifact with this fingerprint, every byte checked; None where there is none or it is damaged."""
-        for path in sorted(self._place(spec).glob(f"*-{spec.fingerprint[:12]}/{MANIFEST_NAME}")):
-            manifest = read_manifest(path)
-            reasons = damage(manifest, path.parent)
+        """The finished artifact with this fingerprint; None where there is none or it is damaged.
+
+        In a folder every byte is checked, in a bucket every file's size: the bytes follow when they are fetched.
+        """
+        for address in self._finished(spec):
+            try:
+                manifest, reasons = self._shelf.examined(address)
+            except FileNotFoundError:  # the holder of its lease has just discarded it
+                continue
             if not reasons:
                 return manifest
-            logger.warning("%s is damaged and is built again: %s", manifest.address, "; ".join(reasons))
-            path.unlink()
+            named = "; ".join(f"{self.address}/{address}/{reason}" for reason in reasons)
+            logger.warning("%s is damaged and is built again: %s", address, named)
+            with tried(self._shelf.lease(spec.fingerprint)) as free:
+                if free:
+                    self._kept(spec)
         return None
 
     def make(self, spec: Spec, build: Callable[[Path], dict[str, Any]]) -> Manifest:
-        """Reuse the artifact with this fingerprint, or build it: `build` fills the folder that it is given and returns the counts."""
+        """Reuse the artifact with this fingerprint, or build it: `build` fills the folder that it is given and returns the counts.
+
+        Never built twice at once, by processes or machines: who comes second waits and reuses.
+        """
         found = self.find(spec)
-        if found is not None:
-            logger.info("reused %s", found.address)
-            return found
+        if found is None:
+            with waited_for(self._shelf.lease(spec.fingerprint), f"{spec.place} {spec.fingerprint[:12]}") as lease:
+                found = self._kept(spec)  # what another finished while we waited
+                if found is None:
+                    return self._built(spec, build, lease)
+        logger.info("reused %s", found.address)
+        return found
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the store for one run. Raises StoreError that names the holder; the hold ends with the process, however it ends."""
+        return held(self._shelf.lease(RUN), self.address)
+
+    @property
+    def _shelf(self) -> Shelf:
+        return LocalShelf(self.root) if self.remote is None else RemoteShelf(self.remote, self.root)
+
+    def _finished(self, spec: Spec) -> list[str]:
+        return [address for address in self.finished(spec.place) if address.endswith(f"-{spec.fingerprint[:12]}")]
+
+    def _kept(self, spec: Spec) -> Manifest | None:
+        """The whole artifact of this spec; damaged ones become unfinished. For the holder of its lease."""
+        for address in self._finished(spec):
+            manifest, reasons = self._shelf.examined(address)
+            if not reasons:
+                return manifest
+            self._shelf.discard(address)
+        return None
+
+    def _built(self, spec: Spec, build: Callable[[Path], dict[str, Any]], lease: Lease) -> Manifest:
         self._log_why(spec)
         folder = self._new_folder(spec)
         started = time.monotonic()
         counts = build(folder)
-        return self._finish(spec, folder, counts, time.monotonic() - started)
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the store for one run. Raises StoreError that names the holder; the hold ends with the process, however it ends."""
-        with (self.root / ".held").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise StoreError(
-                    f"store {self.root}: wanted it free, got a run that holds it ({file.read().strip()}); wait or choose another --store"
-                ) from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()} since {now():%Y-%m-%d %H:%M:%S} UTC\n")
-            file.flush()
-            yield
-
-    def _place(self, spec: Spec) -> Path:
-        return self.root / spec.kind / spec.group / spec.name
+        return self._finish(spec, folder, counts, time.monotonic() - started, lease)
 
     def _new_folder(self, spec: Spec) -> Path:
-        place = self._place(spec)
-        for unfinished in place.glob(f"*-{spec.fingerprint[:12]}"):
-            logger.info("%s was left unfinished and is built again", unfinished)
-            shutil.rmtree(unfinished)
-        last = max((int(path.name.split("-")[0]) for path in place.glob("[0-9][0-9][0-9]-*")), default=0)
-        folder = place / f"{last + 1:03d}-{spec.fingerprint[:12]}"
+        versions = self._shelf.versions(spec.place)
+        unfinished = [version for version in versions if version.endswith(f"-{spec.fingerprint[:12]}")]
+        for version in unfinished:
+            logger.info("%s/%s was left unfinished and is built again", spec.place, version)
+            self._shelf.clear(f"{spec.place}/{version}")
+        last = max((int(version.split("-")[0]) for version in versions if version not in unfinished), default=0)
+        folder = self.root / spec.place / f"{last + 1:03d}-{spec.fingerprint[:12]}"
         folder.mkdir(parents=True)
         return folder
 
-    def _finish(self, spec: Spec, folder: Path, counts: dict[str, Any], seconds: float) -> Manifest:
+    def _finish(self, spec: Spec, folder: Path, counts: dict[str, Any], seconds: float, lease: Lease) -> Manifest:
         manifest = Manifest(
             kind=spec.kind,
             group=spec.group,
@@ -132,51 +186,35 @@ class Store:
             seconds=round(seconds, 3),
             files=file_entries(folder),
         ).sealed()
-        _write_last(folder / MANIFEST_NAME, manifest.text)
         logger.info("built %s in %.0f s", manifest.address, seconds)
-        return manifest
+        return self._shelf.publish(manifest, folder, lease)
 
     def _log_why(self, spec: Spec) -> None:
-        paths = sorted(self._place(spec).glob(f"*/{MANIFEST_NAME}"))
-        if not paths:
-            logger.info("building %s/%s/%s for the first time", spec.kind, spec.group, spec.name)
+        addresses = self.finished(spec.place)
+        if not addresses:
+            logger.info("building %s for the first time", spec.place)
             return
-        last = read_manifest(paths[-1])
+        last = self._shelf.manifest(addresses[-1])
         changes = changed_fields({**last.identity, "inputs": last.inputs}, {**spec.identity, "inputs": spec.inputs})
-        logger.info("building a new version of %s/%s/%s, changed: %s", spec.kind, spec.group, spec.name, "; ".join(changes))
+        logger.info("building a new version of %s, changed: %s", spec.place, "; ".join(changes))
 
 
-def _local_path(address: str) -> Path:
+def _places(address: str) -> tuple[Remote | None, Path]:
+    """The bucket's prefix, if it is one, and the local folder."""
     scheme, colon, rest = address.partition(":")
     if not colon or len(scheme) == 1:  # a path, or a Windows drive
-        return Path(address).expanduser().resolve()
+        return None, Path(address).expanduser().resolve()
     if scheme == "file":
-        return Path("/" + rest.lstrip("/")).resolve()
-    raise StoreError(f"store {address}: wanted a folder or a file: address, got the scheme {scheme!r}")
+        return None, Path("/" + rest.lstrip("/")).resolve()
+    if scheme == "s3":
+        remote = Remote(address)
+        return remote, cache_folder(remote)
+    raise StoreError(f"store {address}: wanted a folder, a file: or an s3: address, got the scheme {scheme!r}")
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Raises StoreError where the file is no manifest."""
-    try:
-        return Manifest.model_validate(json.loads(path.read_text()))
-    except ValueError as error:
-        raise StoreError(f"{path}: wanted a manifest of this version of trlm, got {error}; move that folder away") from error
-
-
-def _write_last(path: Path, text: str) -> None:
-    """The manifest appears whole or not at all, and only after the files that it names are on the disk."""
-    for file in path.parent.rglob("*"):
-        _sync(file)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(text)
-    _sync(aside)
-    aside.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+@functools.cache
+def opened_remote(address: str, endpoint: str | None, key: str | None, process: int) -> Remote:
+    """Checked and connected once a process, however many tasks open the store. The arguments are what tells two connections apart."""
+    remote = Remote(address)
+    remote.impatient.check()
+    return remote

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.card import dataset_card
@@ -21,9 +22,9 @@ class BlendError(ValueError):
     """The blend is not what the recipe asks for."""
 
 
-def blend_spec(recipe: Recipe, stage: Stage, sources: Sequence[Manifest]) -> Spec:
+def blend_spec(recipe: Recipe, stage: Stage, sources: Sequence[Fingerprinted]) -> Spec:
     identity = {"made_by": "blend/1", "blend": stage.blend.model_dump(mode="json")}
-    inputs = {manifest.name: manifest.fingerprint for manifest in sources}
+    inputs = {source.name: source.fingerprint for source in sources}
     return Spec("datasets", recipe.name, stage.name, identity, inputs, recipe.model_dump(mode="json"))
 
 

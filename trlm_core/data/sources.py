@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.provenance import installed_version
 from trlm_core.artifacts.store import Spec, Store
@@ -45,7 +46,7 @@ def check_sources(recipe: Recipe) -> None:
         raise SourceError(f"recipe {recipe.name}: wanted the Hub for {len(hub)} sources, got HF_HUB_OFFLINE set; unset it")
 
 
-def source_spec(recipe: Recipe, stage: Stage, source: Source, base: Manifest) -> Spec:
+def source_spec(recipe: Recipe, stage: Stage, source: Source, base: Fingerprinted) -> Spec:
     identity: dict[str, Any] = {"made_by": "sources/2", "source": source.model_dump(mode="json"), "seed": stage.blend.seed}
     if isinstance(source, DialogSource):
         identity["revision"] = recipe.dialogs

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.rows import Row
@@ -28,7 +29,7 @@ class RenderingError(ValueError):
     """A row cannot be rendered as the recipe asks."""
 
 
-def stage_dataset_spec(recipe: Recipe, stage: Stage, blend: Manifest, base: Manifest) -> Spec:
+def stage_dataset_spec(recipe: Recipe, stage: Stage, blend: Fingerprinted, base: Fingerprinted) -> Spec:
     identity = {
         "made_by": "stage_dataset/1",
         "rendering": stage.rendering.model_dump(mode="json"),

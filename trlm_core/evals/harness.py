@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.rows import conversation
@@ -48,7 +49,14 @@ class HeldOut(BaseModel):
 
 
 def replies_spec(
-    recipe: Recipe, evaluation: Evaluation, subject: str, checkpoint: Manifest, questions: Manifest, rendering: Rendering, *, shots: bool
+    recipe: Recipe,
+    evaluation: Evaluation,
+    subject: str,
+    checkpoint: Fingerprinted,
+    questions: Fingerprinted,
+    rendering: Rendering,
+    *,
+    shots: bool,
 ) -> Spec:
     identity = {
         "made_by": "harness/1",
@@ -107,7 +115,7 @@ def summary(replies: list[ScoredReply]) -> dict[str, Any]:
     return {name: _group_summary(group) for name, group in groups.items() if group}
 
 
-def held_out_spec(recipe: Recipe, stage: Stage, checkpoint: Manifest, start: Manifest, dataset: Manifest) -> Spec:
+def held_out_spec(recipe: Recipe, stage: Stage, checkpoint: Fingerprinted, start: Fingerprinted, dataset: Fingerprinted) -> Spec:
     identity = {"made_by": "held_out/1", "beta": stage.training.beta if isinstance(stage.training, DPOTraining) else None}
     inputs = {"checkpoint": checkpoint.fingerprint, "start": start.fingerprint, "dataset": dataset.fingerprint}
     return Spec("evals", recipe.name, f"{stage.name}-held-out", identity, inputs, recipe.model_dump(mode="json"))

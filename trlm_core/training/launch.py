@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from trlm_core.artifacts.lease import descriptors
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import Stage
 from trlm_core.tracking import RunAddress
@@ -64,7 +65,8 @@ def _started(job: TrainingJob, scratch: Path) -> subprocess.Popen[bytes]:
     ]
     environment = {**HUGE_PAGES, **FEW_SHAPES, **os.environ, **QUIET, "OMP_NUM_THREADS": str(job.execution.threads or usable_cores())}
     with (scratch / "training.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        # It shares the lease on what it writes: nobody builds that while it lives, even when this process is killed.
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=descriptors())
 
 
 def _follow(process: subprocess.Popen[bytes], job: TrainingJob, log: Path, on_progress: Callable[[Progress], None]) -> None:

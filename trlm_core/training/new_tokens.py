@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.shards import read_shards
@@ -20,7 +21,7 @@ from trlm_core.training.checkpoint import load_model, save_checkpoint
 ROWS = 64  # of the stage dataset that show where the tokens are due
 
 
-def start_spec(recipe: Recipe, stage: Stage, dataset: Manifest, parent: Manifest) -> Spec:
+def start_spec(recipe: Recipe, stage: Stage, dataset: Fingerprinted, parent: Fingerprinted) -> Spec:
     assert stage.rendering.new_tokens is not None
     identity = {"made_by": "new_tokens/1", "new_tokens": stage.rendering.new_tokens.model_dump(mode="json"), "rows": ROWS}
     inputs = {"parent": parent.fingerprint, "dataset": dataset.fingerprint}

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from trlm_core.artifacts.errors import StoreError
 from trlm_core.artifacts.manifest import Manifest
-from trlm_core.artifacts.store import Spec, Store, StoreError
+from trlm_core.artifacts.store import Spec, Store
 
 SPEC = Spec("checkpoints", "trlm-tiny", "stage1_sft", {"training": {"learning_rate": 0.001}}, {"dataset": "aa" * 32})
 FILES = {"model.safetensors": b"weights", "tokenizer/tokenizer.json": b"{}", "history.jsonl": b""}
@@ -161,7 +162,7 @@ def test_manifests_lists_only_what_is_finished(store: Store, build: Builder):
 def test_a_second_holder_in_another_process_is_told_of_the_first_and_a_killed_holder_frees_the_store(store: Store):
     holder = _holder(store)
     try:
-        with pytest.raises(StoreError, match=rf"process {holder.pid} since \d{{4}}-.*--store"), store.held():
+        with pytest.raises(StoreError, match=rf"process {holder.pid} on \S+ since \d{{4}}-.*--store"), store.held():
             pass
     finally:
         holder.send_signal(signal.SIGKILL)
@@ -185,8 +186,22 @@ def test_a_file_in_the_way_is_a_store_that_cannot_be_written(tmp_path: Path):
 
 
 def test_an_unknown_scheme_is_named():
-    with pytest.raises(StoreError, match=r"store s3://bucket/runs: wanted a folder or a file: address, got the scheme 's3'"):
-        Store.open("s3://bucket/runs")
+    with pytest.raises(StoreError, match=r"store ftp://host/runs: wanted a folder, a file: or an s3: address, got the scheme 'ftp'"):
+        Store.open("ftp://host/runs")
+
+
+def test_the_address_opens_the_same_store_from_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    store = Store.open("runs")
+    monkeypatch.chdir("/")
+    assert store.address == str(tmp_path / "runs")
+    assert Store.open(store.address) == store
+
+
+def test_looking_whether_a_store_exists_makes_none(tmp_path: Path):
+    assert not Store.exists(tmp_path / "runs")
+    assert list(tmp_path.iterdir()) == []
+    assert Store.exists(tmp_path)
 
 
 @pytest.mark.parametrize("form", [str, lambda path: f"file:{path}", lambda path: f"file://{path}"])
@@ -194,6 +209,24 @@ def test_a_path_and_both_forms_of_a_file_address_open_the_same_store(form: Calla
     store = Store.open(form(tmp_path / "runs"))
     assert store.root == tmp_path / "runs"
     assert list(store.root.iterdir()) == [], "opening leaves nothing behind"
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_the_folder_of_a_damaged_artifact_is_not_given_away(name: str, store: Store, build: Builder):
+    made = store.make(SPEC, build)
+    folder = store.folder(made)
+    (folder / name).write_bytes(b"damaged")
+    with pytest.raises(StoreError, match=rf"{folder}: wanted it as it was built, got {name}: wanted .* got .*; run the recipe again"):
+        store.folder(made)
+
+
+@pytest.mark.parametrize("name", ["../above.txt", "/etc/passwd", "a/../../b"])
+def test_a_manifest_that_names_files_outside_its_folder_is_refused(name: str, store: Store, build: Builder):
+    path = store.folder(store.make(SPEC, build)) / "manifest.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({**tree, "files": {name: tree["files"]["model.safetensors"]}}))
+    with pytest.raises(StoreError, match="wanted files below the artifact's folder"):
+        store.find(SPEC)
 
 
 def test_a_manifest_of_an_unknown_field_is_refused(store: Store, build: Builder):

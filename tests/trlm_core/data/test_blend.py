@@ -223,7 +223,7 @@ def _built_again(store: Store, recipe: Recipe, name: str) -> Manifest:
 
 
 def _copied(built: Any, store: Store, manifest: Manifest) -> Manifest:
-    shutil.copytree(built.folder(manifest), store.folder(manifest))
+    shutil.copytree(built.folder(manifest), store.root / manifest.address)
     return manifest
 
 

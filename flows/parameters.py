@@ -1,0 +1,49 @@
+"""Parameters of the flows, as the run form of Prefect's page shows them: which recipe, which stage, what answers."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.place import Where
+from trlm_core.recipes.load import load_recipe
+from trlm_core.recipes.schema import Recipe
+
+StageName = Annotated[
+    Literal["stage1_sft", "stage2_sft_think", "stage3_dpo"],
+    Field(description="The stage: chat SFT, SFT with thoughts, or DPO."),
+]
+SubjectName = Literal["base", "base-few-shot", "stage1_sft", "stage2_sft_think-start", "stage2_sft_think", "stage3_dpo"]
+
+
+class RecipeChoice(BaseModel):
+    """Which recipe to build. All of it is identity: it changes what is built."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(
+        default="trlm-135m-local",
+        description="trlm-135m-local (offline, a laptop's size), trlm-135m (the report's, from the Hub), or the path of a YAML file.",
+        examples=["trlm-135m-local", "trlm-135m"],
+    )
+    variant: Literal["report", "reference", "improved"] | None = Field(
+        default=None, description="Overlay of trlm-135m: which of its variants."
+    )
+    budget: Literal["full"] | None = Field(default=None, description="Overlay of trlm-135m-local: a larger budget.")
+    settings: tuple[str, ...] = Field(default=(), description="Overriding keys: stages.stage1_sft.training.learning_rate=1e-4")
+
+    def load(self) -> Recipe:
+        """Raises RecipeError."""
+        return load_recipe(self.name, variant=self.variant, budget=self.budget, settings=self.settings)
+
+    @property
+    def label(self) -> str:
+        """`trlm-135m-local full`: the recipe's name with its overlays, for the names of runs."""
+        name = Path(self.name).stem if self.name.endswith((".yaml", ".yml")) else self.name
+        return " ".join(part for part in (name, self.variant, self.budget) if part)
+
+
+TheRecipe = Annotated[RecipeChoice, Field(description="Which recipe, and what is changed in it.")]
+ThePlace = Annotated[Where, Field(description="Store, tracking and device. None of it changes a number.")]
+DEFAULT_RECIPE = RecipeChoice()
+WORKERS_OWN = Where()

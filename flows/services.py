@@ -1,0 +1,171 @@
+"""The services of one machine, on loopback: Prefect's server, MLflow, a worker for each work pool; of `trlm up` and `trlm down`.
+
+services.json: {"prefect": {"process": {"pid": 4711, "created": 1795572956.4}, "log": "..."}, "mlflow": {...}, ...}
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from flows.health import answers
+from trlm_core.training.watch import ProcessAddress
+
+START_SECONDS = 180  # a first start creates the databases
+STOP_SECONDS = 40  # a worker gives its run 30 s to end
+POLL_SECONDS = 0.2
+LOG_LINES = 15
+POOLS = ("cpu", "mi300x")
+
+
+class ServiceError(ValueError):
+    """A service cannot be started; the message says which, and what to do."""
+
+
+class Service(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    process: ProcessAddress
+    log: Path
+
+
+SERVICES = TypeAdapter(dict[str, Service])
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the services of this machine live and answer."""
+
+    home: Path  # databases, logs, services.json
+    store: str
+    prefect_port: int
+    mlflow_port: int
+    database_url: str | None  # of Prefect's server: postgresql+asyncpg://...; None: SQLite in home
+
+    @property
+    def prefect_url(self) -> str:
+        return f"http://127.0.0.1:{self.prefect_port}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of everything that is started here, and of the shell that talks to it."""
+        return {
+            "PREFECT_API_URL": f"{self.prefect_url}/api",
+            "MLFLOW_TRACKING_URI": self.mlflow_url,
+            "TRLM_STORE": self.store,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PREFECT_API_DATABASE_CONNECTION_URL": self.database_url or f"sqlite+aiosqlite:///{self.home / 'prefect.db'}",
+        }
+
+    @property
+    def prefect_command(self) -> list[str]:
+        return ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.prefect_port)]
+
+    @property
+    def mlflow_command(self) -> list[str]:
+        files = [
+            "--backend-store-uri",
+            f"sqlite:///{self.home / 'mlflow.db'}",
+            "--artifacts-destination",
+            str(self.home / "mlflow-artifacts"),
+        ]
+        return ["mlflow", "server", "--host", "127.0.0.1", "--port", str(self.mlflow_port), "--workers", "1", *files]
+
+    @staticmethod
+    def worker_command(pool: str) -> list[str]:
+        return ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", f"{pool}-{socket.gethostname()}"]
+
+
+def start(machine: Machine, deploy: Callable[[], object], pools: tuple[str, ...]) -> None:
+    """Start what does not run yet, in order: server and MLflow, then deployments, then workers. Raises ServiceError."""
+    machine.home.mkdir(parents=True, exist_ok=True)
+    _run(machine, "prefect", machine.prefect_command, port=machine.prefect_port)
+    _run(machine, "mlflow", machine.mlflow_command, port=machine.mlflow_port)
+    _wait(machine, "prefect", f"{machine.prefect_url}/api/health")
+    _wait(machine, "mlflow", f"{machine.mlflow_url}/health")
+    deploy()
+    for pool in pools:
+        (machine.home / pool).mkdir(exist_ok=True)
+        _run(machine, f"worker-{pool}", machine.worker_command(pool), folder=machine.home / pool)
+
+
+def stop(home: Path) -> list[str]:
+    """End the services, workers first; names of those that ran."""
+    services = read_services(home)
+    ended = [name for name in reversed(services) if _end(services[name])]
+    (home / "services.json").unlink(missing_ok=True)
+    return ended
+
+
+def read_services(home: Path) -> dict[str, Service]:
+    path = home / "services.json"
+    return SERVICES.validate_json(path.read_bytes()) if path.exists() else {}
+
+
+def _run(machine: Machine, name: str, command: list[str], *, port: int | None = None, folder: Path | None = None) -> None:
+    services = read_services(machine.home)
+    if name in services and services[name].process.is_alive():
+        return
+    if port is not None and _taken(port):
+        raise ServiceError(f"{name}: wanted port {port}, got it taken by another program; choose another with --{name}-port")
+    log = machine.home / f"{name}.log"
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=folder or machine.home,
+            env={**os.environ, **machine.environment},
+            start_new_session=True,  # it outlives this command
+        )
+    address = ProcessAddress(pid=process.pid, created=psutil.Process(process.pid).create_time())
+    _write(machine.home, {**services, name: Service(process=address, log=log)})
+
+
+def _write(home: Path, services: dict[str, Service]) -> None:
+    aside = home / "services.tmp"
+    aside.write_text(json.dumps(SERVICES.dump_python(services, mode="json"), indent=1))
+    aside.replace(home / "services.json")
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait(machine: Machine, name: str, url: str) -> None:
+    service, began = read_services(machine.home)[name], time.monotonic()
+    while not answers(url):
+        if not service.process.is_alive() or time.monotonic() - began > START_SECONDS:
+            tail = "\n".join(service.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+            raise ServiceError(f"{name}: wanted an answer at {url}, got none; the end of {service.log}:\n{tail}")
+        time.sleep(POLL_SECONDS)
+
+
+def _end(service: Service) -> bool:
+    """Ask it to end, then make it; its children too. True where it ran."""
+    if not service.process.is_alive():
+        return False
+    process = psutil.Process(service.process.pid)
+    family = [process, *process.children(recursive=True)]
+    process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+    for each in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    return True
