@@ -3,16 +3,21 @@
 from prefect import flow, unmapped
 from prefect.client.schemas.objects import State
 
-from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, StageName, ThePlace, TheRecipe
+from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, RecipeChoice, StageName
 from tasks.composition import show_composition
 from tasks.data import assemble_blend, fetch_base, read_source, render_stage_dataset
+from tasks.place import Where
 from tasks.runs import work_at
 from tasks.states import left
 
 
 @flow(name="blend", flow_run_name="{recipe.label} {stage}")
-def build_blend(stage: StageName, recipe: TheRecipe = DEFAULT_RECIPE, where: ThePlace = WORKERS_OWN) -> State[None]:
-    """Read the stage's sources down to their counts, join and check them, and render the result for the stage's trainer."""
+def build_blend(stage: StageName, recipe: RecipeChoice = DEFAULT_RECIPE, where: Where = WORKERS_OWN) -> State[None]:
+    """Read the stage's sources down to their counts, join and check them, and render the result for the stage's trainer.
+
+    Args:
+        stage: Chat SFT, SFT with thoughts, or DPO.
+    """
     place = work_at(recipe.load(), where)
     chosen = place.recipe.stage(stage)
     base = fetch_base(place)

@@ -222,29 +222,35 @@ def _print_plan(recipe: Recipe) -> None:
 
 
 def _print_outcome(store: Store, recipe: Recipe, tracking_uri: str | None, as_json: bool) -> None:
+    from tasks.place import database_in
     from trlm_core.lineage import finished, run_results
     from trlm_core.reports.page import report_spec
 
     results = run_results(store, recipe)
     report = finished(store, report_spec(results))
     page = store.folder(report) / "report.html"
-    checkpoints = {stage.stage.name: str(store.folder(stage.checkpoint)) for stage in results.stages}
-    uri = tracking_uri or f"sqlite:///{store.root / 'mlflow.db'}"
+    checkpoints = {stage.stage.name: store.location(stage.checkpoint) for stage in results.stages}
     typer.echo(f"\nreport       {page}")
     for name, folder in checkpoints.items():
         typer.echo(f"checkpoint   {name}: {folder}")
-    typer.echo(f"MLflow       mlflow ui --backend-store-uri {uri}    (then http://127.0.0.1:5000)")
-    typer.echo("Prefect      prefect server start                    (then http://127.0.0.1:4200)")
+    typer.echo(f"MLflow       {_page_of_mlflow(tracking_uri or database_in(store))}")
+    typer.echo(
+        f"Prefect      {os.environ.get('PREFECT_API_URL') or 'prefect server start                    (then http://127.0.0.1:4200)'}"
+    )
     typer.echo(f"goals        {report.counts['goals_reached']} of {report.counts['goals']} reached")
     if as_json:
         line = {
-            "store": str(store.root),
+            "store": store.address,
             "report": str(page),
             "checkpoints": checkpoints,
             "fingerprints": {stage.stage.name: stage.checkpoint.fingerprint for stage in results.stages} | {"report": report.fingerprint},
             "evaluation": {subject: manifest.counts for subject, manifest in results.replies.items()},
         }
         typer.echo(json.dumps(line))
+
+
+def _page_of_mlflow(uri: str) -> str:
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}    (then http://127.0.0.1:5000)"
 
 
 class _clear_errors:  # noqa: N801

@@ -1,7 +1,10 @@
-"""Parameters of the flows, as the run form of Prefect's page shows them: which recipe, which stage, what answers."""
+"""Parameters of the flows, as the run form of Prefect's page shows them: which recipe, which stage, what answers.
+
+The form takes descriptions from models and from the `Args:` of a flow's docstring, not from annotations of its parameters.
+"""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,10 +12,7 @@ from tasks.place import Where
 from trlm_core.recipes.load import load_recipe
 from trlm_core.recipes.schema import Recipe
 
-StageName = Annotated[
-    Literal["stage1_sft", "stage2_sft_think", "stage3_dpo"],
-    Field(description="The stage: chat SFT, SFT with thoughts, or DPO."),
-]
+StageName = Literal["stage1_sft", "stage2_sft_think", "stage3_dpo"]
 SubjectName = Literal["base", "base-few-shot", "stage1_sft", "stage2_sft_think-start", "stage2_sft_think", "stage3_dpo"]
 
 
@@ -43,7 +43,5 @@ class RecipeChoice(BaseModel):
         return " ".join(part for part in (name, self.variant, self.budget) if part)
 
 
-TheRecipe = Annotated[RecipeChoice, Field(description="Which recipe, and what is changed in it.")]
-ThePlace = Annotated[Where, Field(description="Store, tracking and device. None of it changes a number.")]
 DEFAULT_RECIPE = RecipeChoice()
 WORKERS_OWN = Where()

@@ -1,23 +1,23 @@
 """Flow `evaluate`: the base, each stage and each stage's start answer the same questions."""
 
-from typing import Annotated
-
 from prefect import flow
 from prefect.client.schemas.objects import State
-from pydantic import Field
 
-from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, SubjectName, ThePlace, TheRecipe
+from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, RecipeChoice, SubjectName
 from tasks.data import find_finished, make_questions
 from tasks.evals import answer_questions
+from tasks.place import Where
 from tasks.runs import work_at
 from tasks.states import left
 
-Subjects = Annotated[tuple[SubjectName, ...], Field(description="Who answers. Empty: the base and every stage of the recipe.")]
-
 
 @flow(name="evaluate", flow_run_name="{recipe.label}")
-def evaluate(subjects: Subjects = (), recipe: TheRecipe = DEFAULT_RECIPE, where: ThePlace = WORKERS_OWN) -> State[None]:
-    """Ask finished checkpoints the recipe's questions and score their replies."""
+def evaluate(subjects: tuple[SubjectName, ...] = (), recipe: RecipeChoice = DEFAULT_RECIPE, where: Where = WORKERS_OWN) -> State[None]:
+    """Ask finished checkpoints the recipe's questions and score their replies.
+
+    Args:
+        subjects: Who answers. Empty: the base and every stage of the recipe.
+    """
     place = work_at(recipe.load(), where)
     questions = make_questions(place)
     chosen = [subject for subject in place.lineage.subjects() if not subjects or subject.name in subjects]

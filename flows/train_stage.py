@@ -3,17 +3,22 @@
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, StageName, ThePlace, TheRecipe
+from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, RecipeChoice, StageName
 from tasks.data import find_finished
 from tasks.evals import score_held_out
+from tasks.place import Where
 from tasks.runs import training_at
 from tasks.states import left
 from tasks.training import add_tokens, train_stage
 
 
 @flow(name="train", flow_run_name="{recipe.label} {stage}")
-def train(stage: StageName, recipe: TheRecipe = DEFAULT_RECIPE, where: ThePlace = WORKERS_OWN) -> State[None]:
-    """Train the stage from its finished stage dataset and its parent checkpoint, both found in the store by their fingerprints."""
+def train(stage: StageName, recipe: RecipeChoice = DEFAULT_RECIPE, where: Where = WORKERS_OWN) -> State[None]:
+    """Train the stage from its finished stage dataset and its parent checkpoint, both found in the store by their fingerprints.
+
+    Args:
+        stage: Chat SFT, SFT with thoughts, or DPO.
+    """
     place = training_at(recipe.load(), where)
     chosen = place.recipe.stage(stage)
     dataset, parent = find_finished(place, place.lineage.dataset(chosen)), find_finished(place, place.lineage.parent(chosen))

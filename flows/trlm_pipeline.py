@@ -4,11 +4,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.build_blend import build_blend
-from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, RecipeChoice, ThePlace, TheRecipe
+from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, RecipeChoice
 from flows.run_evals import evaluate
 from flows.train_stage import train
 from tasks.elsewhere import run_elsewhere
-from tasks.place import Place
+from tasks.place import Place, Where
 from tasks.reports import publish_report
 from tasks.runs import pipeline_run
 from tasks.states import cancelled, reported
@@ -19,7 +19,7 @@ TRAINED_BY = {"stage1_sft": "train/stage-1", "stage2_sft_think": "train/stage-2"
 
 
 @flow(name="trlm", flow_run_name="{recipe.label}")
-def local_pipeline(recipe: TheRecipe = DEFAULT_RECIPE, where: ThePlace = WORKERS_OWN) -> State[None]:
+def local_pipeline(recipe: RecipeChoice = DEFAULT_RECIPE, where: Where = WORKERS_OWN) -> State[None]:
     """Build a recipe from its sources to its report, all in this process."""
     with pipeline_run(recipe.load(), where, trains=True) as place:
         for stage in place.recipe.stages:
@@ -31,7 +31,7 @@ def local_pipeline(recipe: TheRecipe = DEFAULT_RECIPE, where: ThePlace = WORKERS
 
 
 @flow(name="trlm", flow_run_name="{recipe.label}")
-def full_pipeline(recipe: TheRecipe = DEFAULT_RECIPE, where: ThePlace = WORKERS_OWN) -> State[None]:
+def full_pipeline(recipe: RecipeChoice = DEFAULT_RECIPE, where: Where = WORKERS_OWN) -> State[None]:
     """Build a recipe from its sources to its report; every stage is trained by its deployment, on the work pool of the GPUs."""
     try:
         with pipeline_run(recipe.load(), where, trains=False) as place:

@@ -51,7 +51,7 @@ def assemble_blend(place: Place, stage: Stage, read: list[Manifest]) -> Manifest
             run,
             name=f"{place.recipe.name}/{stage.name}",
             fingerprint=manifest.fingerprint,
-            source=str(place.folder(manifest)),
+            source=place.store.location(manifest),
             profile=profile,
             context="training",
         )

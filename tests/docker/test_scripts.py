@@ -85,6 +85,7 @@ def test_without_a_gpu_the_gpu_s_worker_says_why_and_does_not_start() -> None:
     done = subprocess.run([sys.executable, "docker/with_gpu.py", "echo", "started"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert "RENDER_GID" in done.stderr
+    assert "Traceback" not in done.stderr  # it ended on purpose
 
 
 def test_with_a_gpu_it_becomes_the_command(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_metrics_keep_their_steps(run: RunAddress):
 def test_files_are_kept_below_the_tracker_s_folder(tracker: Tracker, run: RunAddress, tmp_path: Path):
     (tmp_path / "report.html").write_text("page")
     log_file(run, tmp_path / "report.html", "pages")
+    assert tracker.artifacts is not None
     assert [path.read_text() for path in tracker.artifacts.rglob("pages/report.html")] == ["page"]
 
 

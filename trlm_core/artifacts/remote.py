@@ -144,8 +144,11 @@ class Remote:
 
     def _page(self, below: str, **options: Any) -> dict[str, Any]:
         # Not the file system's `find`: where nothing is listed it asks again, and what came in between it takes for a folder.
-        with self._clear_errors():
-            return self._system.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self._below(below), **options)
+        try:
+            with self._clear_errors():
+                return self._system.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self._below(below), **options)
+        except FileNotFoundError as error:  # an answer, but none of S3: a listing is empty where nothing is
+            raise StoreError(f"store {self.address}: wanted S3 at {self.endpoint or 'AWS'}, got {error}; check AWS_ENDPOINT_URL") from error
 
     def _below(self, key: str) -> str:
         return "".join(f"{part}/" for part in (self.prefix, key) if part)

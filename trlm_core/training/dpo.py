@@ -3,7 +3,7 @@
 TRL tokenises in `_prepare_dataset` and caches reference log-probs in `_precompute_ref_logps`: both private, overridden only here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -17,8 +17,15 @@ from trlm_core.training.step_trainer import StepTrainer
 class StepDPOTrainer(StepTrainer, DPOTrainer):
     """DPOTrainer whose loss (apo_zero: arXiv 2408.06266) is the mean over the pairs of the whole step."""
 
-    def __init__(self, *args: Any, tokens_per_micro_batch: int, steps: Sequence[Sequence[int]], **kwargs: Any) -> None:
-        self._tokens = tokens_per_micro_batch
+    def __init__(
+        self,
+        *args: Any,
+        tokens_per_micro_batch: int,
+        steps: Sequence[Sequence[int]],
+        on_reference: Callable[[int, int], None],
+        **kwargs: Any,
+    ) -> None:
+        self._tokens, self._on_reference = tokens_per_micro_batch, on_reference
         super().__init__(*args, **kwargs)
         rows = self.train_dataset.to_list()
         self.step_dataset = StepDataset(
@@ -40,11 +47,14 @@ class StepDPOTrainer(StepTrainer, DPOTrainer):
         self.use_label_head()
         assert self.model is not None
         self.model.eval()
+        done = 0
         for positions in cut_micro_batches([pair_length(row) for row in rows], self._tokens):
             batch = {key: value.to(self.args.device) for key, value in self.data_collator([rows[p] for p in positions]).items()}
             sums_chosen, sums_rejected = self.compute_ref_log_probs(self.model, batch)
             for position, good, bad in zip(positions, sums_chosen.tolist(), sums_rejected.tolist(), strict=True):
                 chosen[position], rejected[position] = good, bad
+            done += len(positions)
+            self._on_reference(done, len(rows))
         return dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
 
     def micro_batch_loss(self, model: torch.nn.Module, micro: MicroBatch, step: StepBatch) -> torch.Tensor:

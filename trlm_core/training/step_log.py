@@ -35,5 +35,7 @@ class StepLog(TrainerCallback):
         self._write(state, logs["loss"])
 
     def _write(self, state: TrainerState, loss: float | None) -> None:
-        progress = Progress(step=state.global_step, steps=state.max_steps, seconds=time.monotonic() - self._began, loss=loss)
+        progress = Progress(
+            phase="training", step=state.global_step, steps=state.max_steps, seconds=time.monotonic() - self._began, loss=loss
+        )
         write_progress(self._progress, progress)

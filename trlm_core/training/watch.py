@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict
@@ -13,13 +14,14 @@ CHECK_SECONDS = 0.5
 
 
 class Progress(BaseModel):
-    """What the progress file says: {"step": 12, "steps": 60, "seconds": 31.5, "loss": 0.71}."""
+    """What the progress file says: {"phase": "training", "step": 12, "steps": 60, "seconds": 31.5, "loss": 0.71}."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    phase: Literal["reference", "training"]  # of DPO, the reference log-probs come first: a step is a pair then
     step: int
     steps: int
-    seconds: float  # since the first step began
+    seconds: float  # since the phase's first step began
     loss: float | None
 
     @property

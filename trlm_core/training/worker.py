@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from trlm_core.training.sft import StepSFTTrainer, sft_steps
 from trlm_core.training.step_log import StepLog
 from trlm_core.training.step_trainer import StepTrainer
 from trlm_core.training.trl_config import dpo_config, sft_config
-from trlm_core.training.watch import end_with
+from trlm_core.training.watch import Progress, end_with, write_progress
 
 
 def train(job: TrainingJob) -> None:
@@ -43,22 +44,18 @@ def make_trainer(job: TrainingJob) -> StepTrainer:
     tokenizer = load_tokenizer(job.dataset / "tokenizer")
     model = load_model(job.parent, job.training.precision)
     make = _dpo_trainer if isinstance(job.training, DPOTraining) else _sft_trainer
-    return make(job.training, hardware, rows, model, tokenizer, job.progress.parent / "trainer")  # type: ignore[arg-type]
+    return make(job, hardware, rows, model, tokenizer)
 
 
 def _sft_trainer(
-    training: SFTTraining,
-    hardware: Hardware,
-    rows: datasets.Dataset,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    scratch: Path,
+    job: TrainingJob, hardware: Hardware, rows: datasets.Dataset, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> StepTrainer:
-    steps = _steps(training, len(rows))
+    training, steps = job.training, _steps(job.training, len(rows))
+    assert isinstance(training, SFTTraining)
     pad: Any = tokenizer.pad_token_id
     return StepSFTTrainer(
         model=model,
-        args=sft_config(training, hardware, steps=len(steps), output=scratch),
+        args=sft_config(training, hardware, steps=len(steps), output=_scratch(job)),
         train_dataset=rows,
         processing_class=tokenizer,
         step_dataset=sft_steps(rows.to_list(), steps, pad=pad, tokens_per_micro_batch=hardware.tokens_per_micro_batch),
@@ -67,24 +64,31 @@ def _sft_trainer(
 
 
 def _dpo_trainer(
-    training: DPOTraining,
-    hardware: Hardware,
-    rows: datasets.Dataset,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    scratch: Path,
+    job: TrainingJob, hardware: Hardware, rows: datasets.Dataset, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> StepTrainer:
-    steps = _steps(training, len(rows))
+    training, steps = job.training, _steps(job.training, len(rows))
+    assert isinstance(training, DPOTraining)
     pad: Any = tokenizer.pad_token_id
+    began = time.monotonic()
+
+    def on_reference(done: int, total: int) -> None:
+        seconds = time.monotonic() - began
+        write_progress(job.progress, Progress(phase="reference", step=done, steps=total, seconds=seconds, loss=None))
+
     return StepDPOTrainer(
         model=model,
-        args=dpo_config(training, hardware, steps=len(steps), output=scratch),
+        args=dpo_config(training, hardware, steps=len(steps), output=_scratch(job)),
         train_dataset=rows,
         processing_class=tokenizer,
         data_collator=pair_collator(pad),
         tokens_per_micro_batch=hardware.tokens_per_micro_batch,
         steps=steps,
+        on_reference=on_reference,
     )
+
+
+def _scratch(job: TrainingJob) -> Path:
+    return job.progress.parent / "trainer"
 
 
 def _steps(training: Training, rows: int) -> list[list[int]]:
