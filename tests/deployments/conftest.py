@@ -25,6 +25,7 @@ from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
 
 BIN = Path(sys.executable).parent
+STAGES = ("stage1_sft", "stage2_sft_think", "stage3_dpo")
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 POLL_SECONDS = 0.25
 
@@ -143,6 +144,18 @@ def start_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 @pytest.fixture(scope="session")
 def site(start_site: Callable[..., Site]) -> Site:
     return start_site()
+
+
+@pytest.fixture(scope="session")
+def tiny(recipe_file: Path) -> dict[str, Any]:
+    """The parameter `recipe` of the tiny recipe, with epochs enough for a training to be met while it trains."""
+    return {"name": str(recipe_file), "settings": [f"stages.{stage}.training.epochs=20" for stage in STAGES]}
+
+
+@pytest.fixture(scope="session")
+def pipeline(site: Site, tiny: dict[str, Any]) -> str:
+    """Id of an undisturbed full pipeline's finished flow run, on the site's own store."""
+    return site.finished("trlm/full-pipeline", recipe=tiny)
 
 
 @pytest.fixture(scope="session")

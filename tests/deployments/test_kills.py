@@ -12,15 +12,14 @@ import pytest
 from trlm_core.artifacts.store import Store
 
 STAGES = ("stage1_sft", "stage2_sft_think", "stage3_dpo")
-SLOW = ("stages.stage1_sft.training.epochs=20", "stages.stage2_sft_think.training.epochs=20", "stages.stage3_dpo.training.epochs=20")
-MOMENTS = {
-    "while it blends": ("datasets", "stage1_sft"),
-    "while stage 1 trains": ("checkpoints", "stage1_sft"),
-    "while stage 2 trains": ("checkpoints", "stage2_sft_think"),
-    "while stage 3 trains": ("checkpoints", "stage3_dpo"),
-    "while it evaluates": ("evals", "stage2_sft_think"),
+MOMENTS = {  # what is finished by then, and what is not
+    "while it blends": ("datasets/sources/*", "datasets/trlm-tiny/stage3_dpo-tokens"),
+    "while stage 1 trains": ("datasets/trlm-tiny/stage3_dpo-tokens", "checkpoints/trlm-tiny/stage1_sft"),
+    "while stage 2 trains": ("checkpoints/trlm-tiny/stage1_sft", "checkpoints/trlm-tiny/stage2_sft_think"),
+    "while stage 3 trains": ("checkpoints/trlm-tiny/stage2_sft_think", "checkpoints/trlm-tiny/stage3_dpo"),
+    "while it evaluates": ("evals/trlm-tiny/base", "evals/trlm-tiny/stage3_dpo"),
 }
-TRAINING = [moment for moment, (kind, _) in MOMENTS.items() if kind == "checkpoints"]
+TRAINING = [moment for moment in MOMENTS if moment.endswith("trains")]
 FEW = [
     ("the trainer", "while stage 2 trains"),
     ("the training flow", "while stage 3 trains"),
@@ -48,15 +47,15 @@ class Trial:
         return self.site.start("trlm/full-pipeline", recipe=self.recipe, where={"store": str(self.store)})
 
     def reach(self, moment: str) -> None:
-        """Wait until that artifact is being built; of a training, until it has made steps."""
-        kind, name = MOMENTS[moment]
-        trains = kind == "checkpoints"
+        """Wait until the one is finished and the other is not; of a training, until it has made steps."""
+        done, under_way = MOMENTS[moment]
 
         def reached() -> bool:
-            folders = [path for path in self.store.glob(f"{kind}/trlm-tiny/{name}/*") if not (path / "manifest.json").exists()]
-            return any((path / "history.jsonl").exists() for path in folders) if trains else bool(folders)
+            begun = moment not in TRAINING or bool(list(self.store.glob(f"{under_way}/*/history.jsonl")))
+            return begun and bool(list(self.store.glob(f"{done}/*/manifest.json")))
 
-        self.until(reached, 300, f"{kind}/{name} is being built")
+        self.until(reached, 300, moment)
+        assert not list(self.store.glob(f"{under_way}/*/manifest.json")), f"{moment}: it was over before it was seen"
 
     def finished(self) -> dict[str, float]:
         """Address -> when its manifest was written, of everything finished."""
@@ -72,54 +71,50 @@ class Trial:
         return [process for run in runs for process in self.site.flow_processes(run)]
 
 
-@pytest.fixture(scope="module")
-def kill_site(start_site: Callable[..., Any]) -> Any:
-    return start_site()
-
-
-@pytest.fixture(scope="module")
-def recipe(recipe_file: Path) -> dict[str, Any]:
-    return {"name": str(recipe_file), "settings": list(SLOW)}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(kill_site: Any, recipe: dict[str, Any], outcome: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    store = tmp_path_factory.mktemp("undisturbed") / "store"
-    kill_site.finished("trlm/full-pipeline", recipe=recipe, where={"store": str(store)})
-    return outcome(str(store))
-
-
 @pytest.fixture
-def trial(kill_site: Any, recipe: dict[str, Any], tmp_path: Path, until: Callable[..., Any]) -> Iterator[Trial]:
-    yield Trial(kill_site, recipe, tmp_path / "store", until)
-    kill_site.command("trlm", "up", *kill_site.options)  # whatever the trial left dead
+def trial(site: Any, tiny: dict[str, Any], tmp_path: Path, until: Callable[..., Any]) -> Iterator[Trial]:
+    yield Trial(site, tiny, tmp_path / "store", until)
+    site.command("trlm", "up", *site.options)  # whatever the trial left dead
 
 
 @pytest.mark.parametrize(("target", "moment"), [*FEW, *LONG])
 def test_a_killed_run_ends_as_an_undisturbed_one(
-    target: str, moment: str, trial: Trial, undisturbed: Any, outcome: Callable[[str], Any]
+    target: str, moment: str, trial: Trial, pipeline: str, outcome: Callable[[str], Any]
 ) -> None:
-    pipeline = trial.start()
+    killed_run = trial.start()
     trial.reach(moment)
     before = trial.finished()
-    killed = trial.processes(target, pipeline)
+    killed = trial.processes(target, killed_run)
     assert killed, f"{target} was there to be killed"
     for process in killed:
         process.send_signal(signal.SIGKILL)
     psutil.wait_procs(killed, timeout=10)
     trial.site.command("trlm", "up", *trial.site.options)  # brings back what is not there
 
-    ends = [trial.site.wait(pipeline)["type"]]
+    ends = [trial.site.wait(killed_run)["type"]]
     if ends[0] != "COMPLETED":
         again = trial.start()
         ends.append(trial.site.wait(again)["type"])
     assert ends[-1] == "COMPLETED"
-    assert outcome(str(trial.store)) == undisturbed
+    assert outcome(str(trial.store)) == outcome(trial.site.environment["TRLM_STORE"]), "as the undisturbed pipeline left it"
     after = trial.finished()
     assert before, "finished work existed"
     assert {address: after[address] for address in before} == before, "finished work was reused"
     assert len(after) > len(before), "unfinished work existed"
     assert_each_checkpoint_was_made_once(trial)
+    assert_nothing_says_running(trial)
+
+
+@pytest.mark.long
+def test_a_run_that_died_with_its_worker_is_ended_by_its_silence(trial: Trial) -> None:
+    killed_run = trial.start()
+    trial.reach("while it blends")
+    worker, flow_process = trial.processes("the cpu worker", killed_run), trial.processes("the pipeline", killed_run)
+    for process in [*worker, *flow_process]:
+        process.send_signal(signal.SIGKILL)
+    trial.site.command("trlm", "up", *trial.site.options)
+    state = trial.site.wait(killed_run, seconds=240)
+    assert (state["type"], state["message"]) == ("CRASHED", "its process is gone: no heartbeat for 90 s")
     assert_nothing_says_running(trial)
 
 

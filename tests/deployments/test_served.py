@@ -15,26 +15,15 @@ DEPLOYMENTS = {
     *("trlm/full-pipeline", "trlm/local", "evaluate/checkpoint", "reconcile/runs"),
     *(f"{flow}/stage-{number}" for flow in ("blend", "train") for number in (1, 2, 3)),
 }
-LONG = "stages.stage1_sft.training.epochs=400"  # minutes on a tiny model
+LONG = ("stages.stage1_sft.training.epochs=400",)  # minutes on a tiny model
 CANCEL_SECONDS = 30
-
-
-@pytest.fixture(scope="module")
-def tiny(recipe_file: Path) -> dict[str, Any]:
-    return {"name": str(recipe_file)}
-
-
-@pytest.fixture(scope="module")
-def pipeline(site: Any, tiny: dict[str, Any]) -> str:
-    """A full pipeline's finished flow run."""
-    return site.finished("trlm/full-pipeline", recipe=tiny)
 
 
 @pytest.fixture
 def long_training(site: Any, tiny: dict[str, Any], tmp_path: Path, until: Callable[..., Any]) -> tuple[str, str]:
     """A pipeline and the training that it started elsewhere, which has made steps; on a store of its own."""
     where = {"store": str(tmp_path / "store")}
-    flow_run = site.start("trlm/full-pipeline", recipe={**tiny, "settings": [LONG]}, where=where)
+    flow_run = site.start("trlm/full-pipeline", recipe={**tiny, "settings": LONG}, where=where)
     history = lambda: list((tmp_path / "store").glob("checkpoints/*/stage1_sft/*/history.jsonl"))  # noqa: E731
     until(lambda: history() and len(history()[0].read_text().splitlines()) > 5, 240, "stage 1 has made steps")
     (training,) = site.children(flow_run, "train")
