@@ -7,7 +7,7 @@ from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, RecipeChoice, StageNam
 from tasks.composition import show_composition
 from tasks.data import assemble_blend, fetch_base, read_source, render_stage_dataset
 from tasks.place import Where
-from tasks.runs import work_at
+from tasks.runs import reading_at
 from tasks.states import left
 
 
@@ -18,7 +18,7 @@ def build_blend(stage: StageName, recipe: RecipeChoice = DEFAULT_RECIPE, where: 
     Args:
         stage: Chat SFT, SFT with thoughts, or DPO.
     """
-    place = work_at(recipe.load(), where)
+    place = reading_at(recipe.load(), where)
     chosen = place.recipe.stage(stage)
     base = fetch_base(place)
     sources = read_source.map(unmapped(place), unmapped(chosen), list(chosen.blend.sources), unmapped(base))

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -132,7 +133,9 @@ def verify(
 def up(
     home: Home = Path("runs/services"),
     store: StoreAddress = "runs",
-    database_url: Annotated[str | None, typer.Option(help="Of Prefect's server: postgresql+asyncpg://...; SQLite by default.")] = None,
+    database_url: Annotated[
+        str | None, typer.Option(help="Of Prefect's server: postgresql+asyncpg://...; SQLite by default.", envvar="TRLM_DATABASE_URL")
+    ] = None,
     prefect_port: Annotated[int, typer.Option(help="Of Prefect's server and page.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Of MLflow's server and page.")] = 5000,
     pool: Annotated[list[str] | None, typer.Option(help="Work pool to start a worker for; may be repeated. Both by default.")] = None,
@@ -148,8 +151,8 @@ def up(
     typer.echo(f"logs         {machine.home}/*.log")
     typer.echo("\nIn the shell that talks to them:\n")
     for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "TRLM_STORE"):
-        typer.echo(f"    export {variable}={machine.environment[variable]}")
-    typer.echo("    prefect deployment run trlm/full-pipeline --watch\n\n`trlm down` ends them all.")
+        typer.echo(f"    export {variable}={shlex.quote(machine.environment[variable])}")
+    typer.echo(f"    {Path(sys.executable).with_name('prefect')} deployment run trlm/full-pipeline --watch\n\n`trlm down` ends them all.")
 
 
 @app.command()
@@ -184,10 +187,10 @@ def _existing_store(address: str) -> Store:
 def _run_pipeline(recipe: Recipe, store: Store, choice: dict[str, Any], where: dict[str, Any]) -> None:
     _set_up_environment()
     with run_server() as wait_for_server:
-        from trlm_core.plan import check_machine, check_recipe
+        from trlm_core.plan import check_machine, check_pipeline
 
         with store.held():
-            check_recipe(recipe)
+            check_pipeline(recipe)
             check_machine(recipe, store.root)
         from flows.parameters import RecipeChoice
         from flows.trlm_pipeline import local_pipeline

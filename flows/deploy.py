@@ -4,12 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
@@ -29,22 +32,37 @@ def deploy() -> list[str]:
         raise DeployError(f"{FILES}: wanted prefect.yaml, got nothing there; run `trlm deploy` from a checkout's own environment")
     with get_client(sync_client=True) as client:
         pools = [_work_pool(client, name, wanted) for name, wanted in _read("work-pools.yaml").items()]
+        switches = _switches(client)
         _prefect_deploy()
+        _put_back(client, switches)
         return [*pools, *_deployments(client), *(_automation(client, tree) for tree in _read("automations.yaml"))]
 
 
 def _work_pool(client: SyncPrefectClient, name: str, wanted: dict[str, Any]) -> str:
+    """A pool that is paused stays so."""
     template = ProcessWorker.get_default_base_job_template()
     template["variables"]["properties"]["env"]["default"] = wanted["env"]
-    pool = WorkPoolCreate(
-        name=name,
-        type=wanted["type"],
-        description=wanted["description"],
-        concurrency_limit=wanted["concurrency_limit"],
-        base_job_template=template,
-    )
-    client.create_work_pool(pool, overwrite=True)
+    settings = {"description": wanted["description"], "concurrency_limit": wanted["concurrency_limit"], "base_job_template": template}
+    try:
+        client.read_work_pool(name)
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=name, type=wanted["type"], **settings))
+    else:
+        client.update_work_pool(name, WorkPoolUpdate(**settings))
     return f"work pool {name}"
+
+
+def _switches(client: SyncPrefectClient) -> dict[tuple[UUID, str | None], bool]:
+    """Which schedules are on: (deployment, slug) -> active. What people switched is theirs; `prefect deploy` would switch it back."""
+    return {(each.id, schedule.slug): schedule.active for each in _ours(client) for schedule in each.schedules}
+
+
+def _put_back(client: SyncPrefectClient, switches: dict[tuple[UUID, str | None], bool]) -> None:
+    for each in _ours(client):
+        for schedule in each.schedules:
+            active = switches.get((each.id, schedule.slug), schedule.active)
+            if active != schedule.active:
+                client.update_deployment_schedule(each.id, schedule.id, active=active)
 
 
 def _prefect_deploy() -> None:
@@ -54,9 +72,12 @@ def _prefect_deploy() -> None:
         raise DeployError(f"prefect deploy ended with {done.returncode}; the end of what it said:\n{(done.stdout + done.stderr)[-2000:]}")
 
 
+def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    return client.read_deployments(deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=["trlm"])))
+
+
 def _deployments(client: SyncPrefectClient) -> list[str]:
-    made = client.read_deployments(deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=["trlm"])))
-    return sorted(f"deployment {client.read_flow(each.flow_id).name}/{each.name}" for each in made)
+    return sorted(f"deployment {client.read_flow(each.flow_id).name}/{each.name}" for each in _ours(client))
 
 
 def _automation(client: SyncPrefectClient, tree: dict[str, Any]) -> str:
@@ -66,7 +87,7 @@ def _automation(client: SyncPrefectClient, tree: dict[str, Any]) -> str:
     wanted = AutomationCore.model_validate(tree)
     known = client.read_automations_by_name(wanted.name)
     if known:
-        client.update_automation(known[0].id, wanted)
+        client.update_automation(known[0].id, wanted.model_copy(update={"enabled": known[0].enabled}))
     else:
         client.create_automation(wanted)
     return f"automation {wanted.name}"

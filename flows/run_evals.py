@@ -20,7 +20,7 @@ def evaluate(subjects: tuple[SubjectName, ...] = (), recipe: RecipeChoice = DEFA
     """
     place = work_at(recipe.load(), where)
     questions = make_questions(place)
-    chosen = [subject for subject in place.lineage.subjects() if not subjects or subject.name in subjects]
+    chosen = place.lineage.chosen_subjects(subjects)
     checkpoints = [find_finished(place, subject.checkpoint) for subject in chosen]
     replies = [answer_questions(place, *asked, questions) for asked in zip(chosen, checkpoints, strict=True)]
     return left(*replies)

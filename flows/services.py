@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -21,10 +22,13 @@ from flows.health import answers
 from trlm_core.training.watch import ProcessAddress
 
 START_SECONDS = 180  # a first start creates the databases
+SETTLE_SECONDS = 2  # a worker that cannot work has ended by then
 STOP_SECONDS = 40  # a worker gives its run 30 s to end
 POLL_SECONDS = 0.2
 LOG_LINES = 15
 POOLS = ("cpu", "mi300x")
+SERVICES_NAME = "services.json"
+HOME = "TRLM_SERVICES"  # variable of every process that is started here, its children's too
 
 
 class ServiceError(ValueError):
@@ -66,10 +70,21 @@ class Machine:
             "PREFECT_API_URL": f"{self.prefect_url}/api",
             "MLFLOW_TRACKING_URI": self.mlflow_url,
             "TRLM_STORE": self.store,
+            HOME: str(self.home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "PREFECT_API_DATABASE_CONNECTION_URL": self.database_url or f"sqlite+aiosqlite:///{self.home / 'prefect.db'}",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes and half a gigabyte for what nobody here asks of it
         }
+
+    @property
+    def server_environment(self) -> dict[str, str]:
+        """Of Prefect's server alone: the database's address can hold a password."""
+        return {"PREFECT_SERVER_DATABASE_CONNECTION_URL": self.database_url or f"sqlite+aiosqlite:///{self.home / 'prefect.db'}"}
+
+    @property
+    def mark(self) -> str:
+        """What tells this machine's services from those that other options would start."""
+        return f"store {self.store}, ports {self.prefect_port} and {self.mlflow_port}"
 
     @property
     def prefect_command(self) -> list[str]:
@@ -93,7 +108,8 @@ class Machine:
 def start(machine: Machine, deploy: Callable[[], object], pools: tuple[str, ...]) -> None:
     """Start what does not run yet, in order: server and MLflow, then deployments, then workers. Raises ServiceError."""
     machine.home.mkdir(parents=True, exist_ok=True)
-    _run(machine, "prefect", machine.prefect_command, port=machine.prefect_port)
+    _require_the_same(machine)
+    _run(machine, "prefect", machine.prefect_command, port=machine.prefect_port, more=machine.server_environment)
     _run(machine, "mlflow", machine.mlflow_command, port=machine.mlflow_port)
     _wait(machine, "prefect", f"{machine.prefect_url}/api/health")
     _wait(machine, "mlflow", f"{machine.mlflow_url}/health")
@@ -101,22 +117,43 @@ def start(machine: Machine, deploy: Callable[[], object], pools: tuple[str, ...]
     for pool in pools:
         (machine.home / pool).mkdir(exist_ok=True)
         _run(machine, f"worker-{pool}", machine.worker_command(pool), folder=machine.home / pool)
+    time.sleep(SETTLE_SECONDS)
+    for pool in pools:
+        _require_alive(machine, f"worker-{pool}", "a worker that stays")
 
 
 def stop(home: Path) -> list[str]:
-    """End the services, workers first; names of those that ran."""
+    """End the services, workers first, and the flow runs that outlived a killed worker; names of those that ran."""
     services = read_services(home)
-    ended = [name for name in reversed(services) if _end(services[name])]
-    (home / "services.json").unlink(missing_ok=True)
+    ended = [name for name in reversed(services) if _end(services[name].process)]
+    for process in _left_behind(home):
+        ended += [f"flow run's process {process.pid}"] if _end(process) else []
+    (home / SERVICES_NAME).unlink(missing_ok=True)
     return ended
 
 
 def read_services(home: Path) -> dict[str, Service]:
-    path = home / "services.json"
+    path = home / SERVICES_NAME
     return SERVICES.validate_json(path.read_bytes()) if path.exists() else {}
 
 
-def _run(machine: Machine, name: str, command: list[str], *, port: int | None = None, folder: Path | None = None) -> None:
+def _require_the_same(machine: Machine) -> None:
+    path = machine.home / "machine.txt"
+    running = any(service.process.is_alive() for service in read_services(machine.home).values())
+    if running and path.read_text() != machine.mark:
+        raise ServiceError(f"{machine.home}: wanted {machine.mark}, got services that run with {path.read_text()}; `trlm down` first")
+    path.write_text(machine.mark)
+
+
+def _run(
+    machine: Machine,
+    name: str,
+    command: list[str],
+    *,
+    port: int | None = None,
+    folder: Path | None = None,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     services = read_services(machine.home)
     if name in services and services[name].process.is_alive():
         return
@@ -130,7 +167,7 @@ def _run(machine: Machine, name: str, command: list[str], *, port: int | None = 
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=folder or machine.home,
-            env={**os.environ, **machine.environment},
+            env={**os.environ, **machine.environment, **more},
             start_new_session=True,  # it outlives this command
         )
     address = ProcessAddress(pid=process.pid, created=psutil.Process(process.pid).create_time())
@@ -140,7 +177,7 @@ def _run(machine: Machine, name: str, command: list[str], *, port: int | None = 
 def _write(home: Path, services: dict[str, Service]) -> None:
     aside = home / "services.tmp"
     aside.write_text(json.dumps(SERVICES.dump_python(services, mode="json"), indent=1))
-    aside.replace(home / "services.json")
+    aside.replace(home / SERVICES_NAME)
 
 
 def _taken(port: int) -> bool:
@@ -149,23 +186,36 @@ def _taken(port: int) -> bool:
 
 
 def _wait(machine: Machine, name: str, url: str) -> None:
-    service, began = read_services(machine.home)[name], time.monotonic()
+    began = time.monotonic()
     while not answers(url):
-        if not service.process.is_alive() or time.monotonic() - began > START_SECONDS:
-            tail = "\n".join(service.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-            raise ServiceError(f"{name}: wanted an answer at {url}, got none; the end of {service.log}:\n{tail}")
+        _require_alive(machine, name, f"an answer at {url}", give_up=time.monotonic() - began > START_SECONDS)
         time.sleep(POLL_SECONDS)
 
 
-def _end(service: Service) -> bool:
+def _require_alive(machine: Machine, name: str, wanted: str, *, give_up: bool = False) -> None:
+    service = read_services(machine.home)[name]
+    if give_up or not service.process.is_alive():
+        tail = "\n".join(service.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        raise ServiceError(f"{name}: wanted {wanted}, got {'none' if give_up else 'its end'}; the end of {service.log}:\n{tail}")
+
+
+def _end(address: ProcessAddress) -> bool:
     """Ask it to end, then make it; its children too. True where it ran."""
-    if not service.process.is_alive():
+    if not address.is_alive():
         return False
-    process = psutil.Process(service.process.pid)
-    family = [process, *process.children(recursive=True)]
-    process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-    for each in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(address.pid)
+        family = [process, *process.children(recursive=True)]
+        process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        for each in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
     return True
+
+
+def _left_behind(home: Path) -> Iterator[ProcessAddress]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get(HOME) == str(home) and "prefect.engine" in process.cmdline():
+                yield ProcessAddress(pid=process.pid, created=process.create_time())

@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
+from tasks.progress import shown_or_not
 from trlm_core.training.watch import Progress
 
 UPDATE_SECONDS = 15.0
@@ -43,7 +44,7 @@ class LiveCurve:
         self._write(f"# {self._stage}\n\n{len(history):,} steps\n\n{_loss_line(losses)}\n\n{history_table(history)}\n")
 
     def _write(self, markdown: str) -> None:
-        with get_client(sync_client=True) as client:
+        with shown_or_not(), get_client(sync_client=True) as client:
             client.update_artifact(self._artifact, ArtifactUpdate(data=markdown))
         self._written = time.monotonic()
 

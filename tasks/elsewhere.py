@@ -1,5 +1,6 @@
 """A deployment's run on another work pool: started once, followed to its end, cancelled when we are."""
 
+import hashlib
 import time
 from typing import Any
 
@@ -7,6 +8,7 @@ from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelling
@@ -24,38 +26,42 @@ class ElsewhereFailedError(RuntimeError):
     """The run ended badly; the message carries its state's."""
 
 
-def run_elsewhere(deployment: str, parameters: dict[str, Any], fingerprint: str) -> FlowRun:
-    """The deployment's completed run. One that is under way for this fingerprint is joined, never doubled.
+def run_elsewhere(deployment: str, parameters: dict[str, Any], work: str) -> None:
+    """Have the deployment do this work (what is made, and where it is kept). A run that does it already is joined, never doubled.
 
-    Raises RunCancelledError where it was cancelled, ElsewhereFailedError where it failed or crashed.
+    Raises RunCancelledError where the run was cancelled, ElsewhereFailedError where it failed or crashed.
     """
-    run = _under_way(deployment, parameters, fingerprint)
+    tag = f"work:{hashlib.sha256(work.encode()).hexdigest()[:12]}"
+    ended_well = False
     try:
-        ended = _followed(deployment, run)
-    except Exception:
-        raise
-    except BaseException:
-        _cancel_if_we_are(run)
-        raise
-    assert ended.state is not None
-    if ended.state.type == StateType.COMPLETED:
-        return ended
-    words = f"{deployment} (flow run {ended.name}) ended as {ended.state.name}: {ended.state.message or 'no reason given'}"
-    raise RunCancelledError(words) if ended.state.type == StateType.CANCELLED else ElsewhereFailedError(words)
+        run = _followed(deployment, _under_way(deployment, parameters, tag))
+        ended_well = True
+    finally:
+        if not ended_well:
+            _cancel_if_we_are(tag)
+    assert run.state is not None
+    if run.state.type != StateType.COMPLETED:
+        words = f"{deployment} (flow run {run.name}) ended as {run.state.name}: {run.state.message or 'before it began'}"
+        raise RunCancelledError(words) if run.state.type == StateType.CANCELLED else ElsewhereFailedError(words)
 
 
-def _under_way(deployment: str, parameters: dict[str, Any], fingerprint: str) -> FlowRun:
-    """The key is fingerprint and attempt: two pipelines that start the same attempt get the same run."""
-    tag = f"fingerprint:{fingerprint[:12]}"
-    with get_client(sync_client=True) as client:
-        attempts = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])))
-    alive = [run for run in attempts if not _is_over(run)]
-    if alive:
-        get_run_logger().info("%s: joined flow run %s, which is under way", deployment, alive[0].name)
-        return alive[0]
-    run = run_deployment(deployment, parameters=parameters, timeout=0, tags=[tag], idempotency_key=f"{fingerprint}/{len(attempts)}")
+def _under_way(deployment: str, parameters: dict[str, Any], tag: str) -> FlowRun:
+    """The newest run of this work where it lives; else a new one. Its key names the attempt before it, so that two who start it get one."""
+    newest = _newest(tag)
+    if newest is not None and not _is_over(newest):
+        get_run_logger().info("%s: joined flow run %s, which is under way", deployment, newest.name)
+        return newest
+    key = f"{tag} after {newest.id if newest else 'none'}"
+    run = run_deployment(deployment, parameters=parameters, timeout=0, tags=[tag], idempotency_key=key)
     assert isinstance(run, FlowRun)  # a coroutine only where it is called from one
     return run
+
+
+def _newest(tag: str) -> FlowRun | None:
+    with get_client(sync_client=True) as client:
+        mine = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
+        runs = client.read_flow_runs(flow_run_filter=mine, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
+    return runs[0] if runs else None
 
 
 def _followed(deployment: str, run: FlowRun) -> FlowRun:
@@ -63,23 +69,21 @@ def _followed(deployment: str, run: FlowRun) -> FlowRun:
     with get_client(sync_client=True) as client:
         while True:
             run = client.read_flow_run(run.id)
-            assert run.state is not None
             if _is_over(run):
                 return run
-            if run.state.name != seen:
+            if run.state is not None and run.state.name != seen:
                 seen = run.state.name
                 get_run_logger().info("%s: flow run %s is %s %s", deployment, run.name, seen, WAITING.get(seen or "", ""))
             time.sleep(POLL_SECONDS)
 
 
-def _cancel_if_we_are(run: FlowRun) -> None:
+def _cancel_if_we_are(tag: str) -> None:
     """A worker that is only shut down leaves the run elsewhere alone: the next pipeline run joins it."""
     with get_client(sync_client=True) as client:
-        own = client.read_flow_run(this_run.id)
-        if own.state is None or own.state.type not in {StateType.CANCELLING, StateType.CANCELLED}:
-            return
-        if not _is_over(client.read_flow_run(run.id)):
-            client.set_flow_run_state(run.id, Cancelling(message=f"the pipeline {own.name} that started it was cancelled"))
+        own, run = client.read_flow_run(this_run.id), _newest(tag)
+        cancelled = own.state is not None and own.state.type in {StateType.CANCELLING, StateType.CANCELLED}
+        if cancelled and run is not None and not _is_over(run):
+            client.set_flow_run_state(run.id, Cancelling(message=f"the pipeline {own.name} that waits for it was cancelled"))
 
 
 def _is_over(run: FlowRun) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import socket
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,6 +64,11 @@ class Place(BaseModel):
     @property
     def store(self) -> Store:
         return _opened(self.store_address)
+
+    @property
+    def store_identity(self) -> str:
+        """What tells this store from others that MLflow and Prefect know: a folder's path says nothing without its machine."""
+        return self.store_address if self.store.remote is not None else f"{socket.gethostname()}:{self.store_address}"
 
     @property
     def tracker(self) -> Tracker:

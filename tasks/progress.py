@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from tqdm import tqdm
 
 UI_SECONDS = 3.0  # between two updates of the UI
@@ -37,7 +39,8 @@ class Bar:
             get_run_logger().info("%s: %s", self._label, self._words(done, total, note))
             self._logged = moment
         if done == total or moment - self._shown > UI_SECONDS:
-            update_progress_artifact(self._artifact, progress=100.0 * done / max(total, 1))
+            with shown_or_not():
+                update_progress_artifact(self._artifact, progress=100.0 * done / max(total, 1))
             self._shown = moment
 
     def close(self) -> None:
@@ -48,6 +51,15 @@ class Bar:
         left = (time.monotonic() - self._began) / done * (total - done) if done else None
         estimate = "" if left is None else f", about {left / 60:.0f} min left"
         return f"{done:,} of {total:,} {self._unit}s{estimate}{note and ', ' + note}"
+
+
+@contextlib.contextmanager
+def shown_or_not() -> Iterator[None]:
+    """A page that cannot be updated (an artifact deleted by hand, a server that is away) must not end the work that it shows."""
+    try:
+        yield
+    except (PrefectHTTPStatusError, ObjectNotFound, httpx.TransportError) as error:
+        get_run_logger().warning("the page was not updated: %s", error)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
     FlowRunFilterParentTaskRunId,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -22,7 +23,7 @@ from trlm_core.tracking import OpenRun, Tracker, finish
 FLOW_RUN = "prefect.flow_run_id"  # tag of every MLflow run
 PAGE = 200
 ALIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
-OVER = [StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED]
+CUT_SHORT = [StateType.CRASHED, StateType.CANCELLED]  # others report their task runs, which may reach the server after them
 ENDS = {StateType.COMPLETED: "FINISHED", StateType.FAILED: "FAILED"}  # of MLflow; else KILLED
 
 
@@ -32,7 +33,7 @@ def reconcile(tracker: Tracker, held_store: str | None = None) -> list[str]:
         ended = [] if held_store is None else list(_dead_pipelines(client, tracker, held_store))
         ended += _orphaned_flow_runs(client)
         ended += _orphaned_task_runs(client)
-        return ended + list(_left_open(client, tracker, held_store))
+        return ended + list(_left_open(client, tracker))
 
 
 def _dead_pipelines(client: SyncPrefectClient, tracker: Tracker, store: str) -> Iterator[str]:
@@ -48,8 +49,12 @@ def _dead_pipelines(client: SyncPrefectClient, tracker: Tracker, store: str) -> 
 
 def _orphaned_flow_runs(client: SyncPrefectClient) -> list[str]:
     """Runs inside a flow run that is over. What a deployment started runs elsewhere, and may outlive its parent."""
-    below = FlowRunFilter(state=_flow_state(ALIVE), parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=False))
-    inside = [run for run in client.read_flow_runs(flow_run_filter=below, limit=PAGE) if run.deployment_id is None]
+    inside_others = FlowRunFilter(
+        state=_flow_state(ALIVE),
+        parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=False),
+        deployment_id=FlowRunFilterDeploymentId(is_null_=True),
+    )
+    inside = client.read_flow_runs(flow_run_filter=inside_others, limit=PAGE)
     parents = {run.id: _parent(client, run) for run in inside}
     dead = [run for run in inside if (state := parents[run.id]) is not None and state.is_final()]
     ended = [_crash(client, run, f"the flow run that it was part of ended as {parents[run.id].name}") for run in dead]  # type: ignore[union-attr]
@@ -58,21 +63,19 @@ def _orphaned_flow_runs(client: SyncPrefectClient) -> list[str]:
 
 def _orphaned_task_runs(client: SyncPrefectClient) -> list[str]:
     alive = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=ALIVE)))
-    left = client.read_task_runs(task_run_filter=alive, flow_run_filter=FlowRunFilter(state=_flow_state(OVER)), limit=PAGE)
+    left = client.read_task_runs(task_run_filter=alive, flow_run_filter=FlowRunFilter(state=_flow_state(CUT_SHORT)), limit=PAGE)
     for run in left:
         client.set_task_run_state(run.id, Crashed(message="the flow run that it was part of is over"), force=True)
-    return [f"task run {run.name}: Crashed" for run in left]
+    ended = [f"task run {run.name}: Crashed" for run in left]
+    return ended + _orphaned_task_runs(client) if len(left) == PAGE else ended
 
 
-def _left_open(client: SyncPrefectClient, tracker: Tracker, store: str | None) -> Iterator[str]:
-    """MLflow runs whose flow run is over. One of another Prefect server is not ours to judge, unless we hold its store."""
+def _left_open(client: SyncPrefectClient, tracker: Tracker) -> Iterator[str]:
+    """MLflow runs whose flow run is over. One that this Prefect server does not know is not ours to judge."""
     for run in tracker.open_runs():
         flow_run = _flow_run(client, run)
-        state = None if flow_run is None else flow_run.state
-        if state is not None and state.is_final():
-            yield _closed(run, ENDS.get(state.type, "KILLED"))
-        elif flow_run is None and store is not None and run.tags.get("trlm.store") == store:
-            yield _closed(run, "KILLED")
+        if flow_run is not None and flow_run.state is not None and flow_run.state.is_final():
+            yield _closed(run, ENDS.get(flow_run.state.type, "KILLED"))
 
 
 def _closed(run: OpenRun, status: str) -> str:

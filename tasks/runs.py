@@ -10,7 +10,7 @@ from tasks.place import Place, Where
 from tasks.reconcile import FLOW_RUN, reconcile
 from trlm_core.artifacts.manifest import MANIFEST_NAME, Manifest
 from trlm_core.artifacts.store import Spec
-from trlm_core.plan import check_machine, check_recipe
+from trlm_core.plan import check_machine, check_origins, check_pipeline, check_recipe
 from trlm_core.recipes.schema import Recipe
 from trlm_core.tracking import RunAddress, log_file, tracked
 
@@ -19,6 +19,13 @@ def work_at(recipe: Recipe, where: Where) -> Place:
     """The place of one station's work. Raises ValueErrors that say what to do, before any work."""
     place = Place.of(recipe, where)
     check_recipe(recipe)
+    return place
+
+
+def reading_at(recipe: Recipe, where: Where) -> Place:
+    """The place of a blend, where base and sources can be had."""
+    place = work_at(recipe, where)
+    check_origins(recipe)
     return place
 
 
@@ -35,13 +42,17 @@ def pipeline_run(recipe: Recipe, where: Where, *, trains: bool) -> Iterator[Plac
 
     `trains`: in this process, so that this machine must be able to.
     """
-    place = training_at(recipe, where) if trains else work_at(recipe, where)
-    with place.store.held():
-        reconcile(place.tracker, held_store=place.store_address)
-        params = recipe.model_dump(mode="json", exclude={"stages", "families"})
+    place = Place.of(recipe, where)
+    check_pipeline(recipe)
+    if trains:
+        check_machine(recipe, place.store.root)
+    params = recipe.model_dump(mode="json", exclude={"stages", "families"})
+    with place.store.held() as hold:
+        reconcile(place.tracker, held_store=place.store_identity)
         tags = {"trlm.kind": "pipeline", "trlm.variant": recipe.variant, **_origin(place)}
         with tracked(place.tracker, recipe.name, params=params, tags=tags) as run:
             yield place.model_copy(update={"run": run})
+            hold.check()
 
 
 def built(place: Place, spec: Spec, params: Mapping[str, Any], build: Callable[[RunAddress], Manifest]) -> Manifest:
@@ -65,4 +76,4 @@ def child_run(place: Place, spec: Spec, params: Mapping[str, Any]) -> Iterator[R
 
 def _origin(place: Place) -> dict[str, str]:
     """Who opened an MLflow run: by it, a run whose flow run is over is found and closed."""
-    return {"trlm.store": place.store_address, FLOW_RUN: str(this_run.id)}
+    return {"trlm.store": place.store_identity, FLOW_RUN: str(this_run.id)}

@@ -3,7 +3,7 @@
 Whoever holds the recipe and the store's address finds the work of others by it: nothing else is handed over.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trlm_core.artifacts.manifest import Manifest
@@ -79,6 +79,13 @@ class Lineage:
         """The base (also few-shot), each stage, and before it its start where the stage adds tokens."""
         first = self.recipe.stages[0]
         return [Subject(BASE, first, self.base(), False), Subject(FEW_SHOT, first, self.base(), True), *self._stage_subjects()]
+
+    def chosen_subjects(self, names: Sequence[str]) -> list[Subject]:
+        """Those named, or all where none is. Raises ValueError for a name that the recipe does not have."""
+        known = {subject.name: subject for subject in self.subjects()}
+        if unknown := sorted(set(names) - known.keys()):
+            raise ValueError(f"subjects: wanted some of {', '.join(known)}, got {', '.join(unknown)}")
+        return [known[name] for name in names or known]
 
     def _stage_subjects(self) -> Iterator[Subject]:
         for stage in self.recipe.stages:

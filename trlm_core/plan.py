@@ -66,13 +66,25 @@ def make_plan(recipe: Recipe) -> Plan:
     )
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Raise the first reason for which this recipe cannot be built from here, before anything expensive: a pinned package, a family."""
+def check_origins(recipe: Recipe) -> None:
+    """Raise BaseModelError or SourceError where base or sources cannot be had from here: a pinned package, a folder, the Hub."""
     check_base(recipe.base)
     check_sources(recipe)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise PlanError where the recipe asks for what there is not, or for a stage without a step."""
     _check_names(recipe)
     for stage in recipe.stages:
         _stage_plan(stage)
+
+
+def check_pipeline(recipe: Recipe) -> None:
+    """Raise the first reason for which no run of this recipe can come to its report: origins, names, steps, nothing to evaluate."""
+    check_origins(recipe)
+    check_recipe(recipe)
+    if recipe.evaluation is None:
+        raise PlanError(f"recipe {recipe.name}: wanted an evaluation for the report, got null; run its blends and stages one by one")
 
 
 def check_machine(recipe: Recipe, store: Path) -> None:

@@ -65,9 +65,17 @@ class Tracker:
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return found.experiment_id
+        from mlflow.exceptions import MlflowException
+
         database = self.uri.startswith(("sqlite:", "postgresql:"))
         location = self.artifacts.as_uri() if database and self.artifacts else None
-        return self._client.create_experiment(EXPERIMENT, artifact_location=location)
+        try:
+            return self._client.create_experiment(EXPERIMENT, artifact_location=location)
+        except MlflowException:
+            found = self._client.get_experiment_by_name(EXPERIMENT)
+            if found is None:  # not another run's first moment either
+                raise
+            return found.experiment_id
 
 
 @contextlib.contextmanager

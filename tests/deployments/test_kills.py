@@ -113,8 +113,8 @@ def test_a_run_that_died_with_its_worker_is_ended_by_its_silence(trial: Trial) -
     for process in [*worker, *flow_process]:
         process.send_signal(signal.SIGKILL)
     trial.site.command("trlm", "up", *trial.site.options)
-    state = trial.site.wait(killed_run, seconds=240)
-    assert (state["type"], state["message"]) == ("CRASHED", "its process is gone: no heartbeat for 90 s")
+    state = trial.site.wait(killed_run, seconds=600)
+    assert (state["type"], state["message"]) == ("CRASHED", "its process is gone: no heartbeat for 5 minutes")
     assert_nothing_says_running(trial)
 
 
@@ -125,7 +125,7 @@ def assert_each_checkpoint_was_made_once(trial: Trial) -> None:
     finished = [
         run.data.tags["trlm.fingerprint"]
         for run in trial.site.mlflow_runs()
-        if run.data.tags["trlm.store"] == str(trial.store)
+        if run.data.tags["trlm.store"].endswith(f":{trial.store}")
         and run.info.status == "FINISHED"
         and run.info.run_name.startswith("checkpoints/stage")
     ]

@@ -69,6 +69,13 @@ def test_schedules_of_the_hub_recipe_are_off_and_reblends_never_pile_up(site: An
     assert training["concurrency_options"]["collision_strategy"] == "ENQUEUE"
 
 
+def test_the_weekly_reblend_is_scheduled_and_the_hub_s_is_not(site: Any, until: Callable[..., Any]) -> None:
+    deployment = site.api("GET", "/deployments/name/blend/stage-1")
+    coming = {"deployment_id": {"any_": [deployment["id"]]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
+    runs = until(lambda: site.flow_runs(flow_runs=coming), 120, "the scheduler has made the coming runs")
+    assert {run["parameters"]["recipe"]["name"] for run in runs} == {"trlm-135m-local"}
+
+
 def test_the_pipeline_trains_on_the_other_pool_and_leaves_everything_in_the_store(site: Any, pipeline: str) -> None:
     runs = site.children(pipeline)
     trained = [run for run in runs if run["work_pool_name"] == "mi300x"]
@@ -99,7 +106,7 @@ def test_artifacts_show_composition_curves_results_and_the_report(site: Any, pip
 
 
 def test_mlflow_has_one_parent_and_its_children_across_both_workers(site: Any, pipeline: str) -> None:
-    runs = [run for run in site.mlflow_runs() if run.data.tags["trlm.store"] == site.environment["TRLM_STORE"]]
+    runs = [run for run in site.mlflow_runs() if run.data.tags["trlm.store"].endswith(":" + site.environment["TRLM_STORE"])]
     parents = {run.info.run_id for run in runs if run.data.tags["trlm.kind"] == "pipeline"}
     assert {run.info.status for run in runs} == {"FINISHED"}
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") in parents]
@@ -191,12 +198,16 @@ def test_a_taken_port_is_one_clear_line(site: Any, tmp_path: Path) -> None:
 
 def assert_nothing_is_left(site: Any, store: str, until: Callable[..., Any]) -> None:
     def open_ends() -> list[str]:
-        mlflow = [run.info.run_name for run in site.mlflow_runs() if run.data.tags["trlm.store"] == store and run.info.status == "RUNNING"]
+        mlflow = [
+            run.info.run_name
+            for run in site.mlflow_runs()
+            if run.data.tags["trlm.store"].endswith(f":{store}") and run.info.status == "RUNNING"
+        ]
         alive = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
         return mlflow + [run["name"] for run in site.flow_runs(flow_runs=alive) if run["flow_id"] != site.flow_id("reconcile")]
 
     until(lambda: not open_ends(), 90, "no run says Running")
-    statuses = {run.info.run_name: run.info.status for run in site.mlflow_runs() if run.data.tags["trlm.store"] == store}
+    statuses = {run.info.run_name: run.info.status for run in site.mlflow_runs() if run.data.tags["trlm.store"].endswith(f":{store}")}
     assert statuses["checkpoints/stage1_sft"] == "KILLED"
     pool = site.api("POST", "/work_pools/mi300x/concurrency_status")
     assert pool["active_slots"] == 0

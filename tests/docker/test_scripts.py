@@ -1,12 +1,9 @@
-"""The scripts that the images run: pins, the look at torch, the guard of the GPU's worker, the health check."""
+"""The scripts that the images run: pins, the look at torch, the guard of the GPU's worker."""
 
-import http.server
 import runpy
 import subprocess
 import sys
-import threading
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,29 +91,3 @@ def test_with_a_gpu_it_becomes_the_command(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "docker" / "with_gpu.py"), "echo", "started"]
     done = subprocess.run(command, env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "GPU: 1 x MI300X\n")
-
-
-class _Answer(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(int(self.path.removeprefix("/")))
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        return None
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    with http.server.HTTPServer(("127.0.0.1", 0), _Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.mark.parametrize(("status", "code"), [(200, 0), (401, 1), (404, 1), (503, 1)])
-def test_a_service_is_healthy_where_it_answers_with_success(address: str, status: int, code: int) -> None:
-    assert script("answers.py")["main"](f"{address}/{status}") == code
-
-
-def test_a_service_that_does_not_answer_is_not_healthy() -> None:
-    assert script("answers.py")["main"]("http://127.0.0.1:9/") == 1

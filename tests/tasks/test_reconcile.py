@@ -1,7 +1,6 @@
 """What a killed process left Running is ended, and what lives is left alone: on a real Prefect server and a real MLflow."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -108,8 +107,8 @@ def test_a_run_of_another_prefect_server_is_not_ours_to_judge(tracker: Tracker):
     assert status(run) == "RUNNING"
 
 
-def test_a_dead_run_of_the_held_store_is_closed_even_where_its_flow_run_is_unknown(tracker: Tracker, tmp_path: Path):
-    unknown = "11111111-2222-3333-4444-555555555556"
-    run = tracker.start("ours", params={}, tags=tags(unknown, str(tmp_path), "checkpoints"))
-    reconcile(tracker, held_store=str(tmp_path))
-    assert status(run) == "KILLED"
+@pytest.mark.parametrize(("kind", "ends_as"), [("pipeline", "KILLED"), ("checkpoints", "RUNNING")])
+def test_of_an_unknown_flow_run_only_the_pipeline_that_held_our_store_is_known_to_be_dead(tracker: Tracker, kind: str, ends_as: str):
+    run = tracker.start("ours", params={}, tags=tags("11111111-2222-3333-4444-555555555556", "host:/ours", kind))
+    reconcile(tracker, held_store="host:/ours")
+    assert status(run) == ends_as

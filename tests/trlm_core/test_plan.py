@@ -9,7 +9,7 @@ import pytest
 
 from trlm_core.base_model import BaseModelError
 from trlm_core.data.sources import SourceError
-from trlm_core.plan import PlanError, check_machine, check_recipe, make_plan
+from trlm_core.plan import PlanError, check_machine, check_pipeline, make_plan
 from trlm_core.recipes.load import load_recipe
 from trlm_core.recipes.schema import Recipe
 
@@ -36,7 +36,7 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_a_run_that_can_work_is_let_through(tiny_recipe: Recipe, tmp_path: Path, roomy: Callable[..., None]):
-    check_recipe(tiny_recipe)
+    check_pipeline(tiny_recipe)
     check_machine(tiny_recipe, tmp_path)
 
 
@@ -51,6 +51,11 @@ def test_a_run_that_can_work_is_let_through(tiny_recipe: Recipe, tmp_path: Path,
         ({"stages.2.blend.faults": ["typo"]}, PlanError, r"faults: wanted some of wrong_result, .*, got typo$"),
         ({"stages.2.blend.unseen_faults": ["typo"]}, PlanError, r"faults: wanted some of wrong_result, .*, got typo$"),
         ({"stages.0.training.sequences_per_step": 4_000}, PlanError, r"stage1_sft: wanted at least 4000 rows for one step, got 40$"),
+        (
+            {"evaluation": None},
+            PlanError,
+            r"trlm-tiny: wanted an evaluation for the report, got null; run its blends and stages one by one$",
+        ),
         ({"generator": "0.1.19"}, SourceError, r"wanted reasoning-gym==0\.1\.19, got 0\.1\.25 installed; run `make setup`$"),
         ({"dialogs": "1.0.0"}, SourceError, r"wanted chatterbot-corpus==1\.0\.0, got 1\.3\.3 installed; run `make setup`$"),
         (
@@ -73,7 +78,7 @@ def test_a_run_that_cannot_work_is_stopped_by_one_clear_error(
 ):
     recipe = changed_recipe(**leaves)
     with pytest.raises(error, match=said) as raised:
-        check_recipe(recipe)
+        check_pipeline(recipe)
     assert "\n" not in str(raised.value)
     assert isinstance(raised.value, ValueError), "the command line shows it as one line"
 

@@ -143,14 +143,14 @@ def tried(lease: Lease) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def held(lease: Lease, where: str) -> Iterator[None]:
+def held(lease: Lease, where: str) -> Iterator[Lease]:
     """Hold the lease, or raise StoreError that names the living holder. Of one that died the lease is taken over."""
     while (holder := lease.take()) is not None:
         if lease.holder_lives:
             raise StoreError(f"store {where}: wanted it free, got a run that holds it ({holder}); wait or choose another --store")
         time.sleep(lease.poll_seconds)
     try:
-        yield
+        yield lease
     finally:
         lease.release()
 

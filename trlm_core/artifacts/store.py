@@ -131,7 +131,7 @@ class Store:
         logger.info("reused %s", found.address)
         return found
 
-    def held(self) -> AbstractContextManager[None]:
+    def held(self) -> AbstractContextManager[Lease]:
         """Hold the store for one run. Raises StoreError that names the holder; the hold ends with the process, however it ends."""
         return held(self._shelf.lease(RUN), self.address)
 

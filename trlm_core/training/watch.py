@@ -43,7 +43,8 @@ class ProcessAddress(BaseModel):
 
     def is_alive(self) -> bool:
         try:
-            return psutil.Process(self.pid).create_time() == self.created
+            process = psutil.Process(self.pid)
+            return process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
