@@ -48,6 +48,25 @@ def test_deploying_twice_is_as_once(site: Any) -> None:
     assert len(before["automations"]) == 2
 
 
+def test_deploying_again_leaves_what_people_have_switched(site: Any) -> None:
+    deployment = site.api("GET", "/deployments/name/blend/stage-2")
+    switched = {each["slug"]: not each["active"] for each in deployment["schedules"]}
+    for each in deployment["schedules"]:
+        site.api("PATCH", f"/deployments/{deployment['id']}/schedules/{each['id']}", active=switched[each["slug"]])
+    automation = site.api("POST", "/automations/filter")[0]
+    site.api("PATCH", f"/automations/{automation['id']}", enabled=False)
+    site.api("PATCH", "/work_pools/cpu", is_paused=True)
+    try:
+        site.command("trlm", "deploy")
+        again = site.api("GET", "/deployments/name/blend/stage-2")
+        assert {each["slug"]: each["active"] for each in again["schedules"]} == switched
+        assert site.api("GET", f"/automations/{automation['id']}")["enabled"] is False
+        assert site.api("GET", "/work_pools/cpu")["is_paused"] is True
+    finally:
+        site.api("PATCH", "/work_pools/cpu", is_paused=False)
+        site.api("PATCH", f"/automations/{automation['id']}", enabled=True)
+
+
 def test_the_run_form_has_descriptions_defaults_and_choices(site: Any) -> None:
     deployment = site.api("GET", "/deployments/name/train/stage-2")
     schema = deployment["parameter_openapi_schema"]
@@ -194,6 +213,21 @@ def test_a_taken_port_is_one_clear_line(site: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.strip() == f"trlm: prefect: wanted port {port}, got it taken by another program; choose another with --prefect-port"
+
+
+def test_up_with_other_options_says_what_runs_with_which(site: Any, tmp_path: Path) -> None:
+    options = [word if word != site.environment["TRLM_STORE"] else str(tmp_path / "other") for word in site.options]
+    done = subprocess.run([site.bin / "trlm", "up", *options], capture_output=True, text=True, env=site.environment, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert f"wanted store {tmp_path / 'other'}" in line
+    assert f"got services that run with store {site.environment['TRLM_STORE']}" in line
+    assert line.endswith("`trlm down` first")
+
+
+def test_a_database_that_cannot_be_reached_is_said_at_once_with_the_server_s_own_words(start_site: Callable[..., Any], port: Any) -> None:
+    with pytest.raises(AssertionError, match=r"trlm: prefect: wanted an answer at .*, got its end"):
+        start_site("--database-url", f"postgresql+asyncpg://nobody@127.0.0.1:{port()}/none")
 
 
 def assert_nothing_is_left(site: Any, store: str, until: Callable[..., Any]) -> None:

@@ -54,3 +54,11 @@ def test_what_is_missing_is_named_with_what_makes_it(artifact: str, maker: str, 
 def test_a_report_of_an_unfinished_run_says_what_is_missing(tiny_recipe: Recipe, store: Store):
     with pytest.raises(MissingArtifactError, match="run evaluate/checkpoint"):
         run_results(store, tiny_recipe)
+
+
+def test_a_subject_that_the_recipe_does_not_have_is_answered_with_those_it_has(tiny_recipe: Recipe):
+    lineage = Lineage(tiny_recipe)
+    assert [subject.name for subject in lineage.chosen_subjects(["stage3_dpo", "base"])] == ["stage3_dpo", "base"]
+    assert len(lineage.chosen_subjects(())) == 6
+    with pytest.raises(ValueError, match=r"wanted some of base, base-few-shot, .*, got stage4$"):
+        lineage.chosen_subjects(["stage4"])
