@@ -38,11 +38,14 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two at a time, a file always to one of them; each has a core of its own (tests/conftest.py).
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
+
 test: setup
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not long"
 
 test-long: setup
-	$(BIN)/pytest
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache

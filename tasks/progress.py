@@ -27,9 +27,11 @@ class Bar:
         assert isinstance(artifact, UUID)
         self._artifact = artifact
         self._began = self._logged = time.monotonic()
-        self._shown = 0.0
+        self._shown, self._total = 0.0, 0
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
+        if total != self._total:  # the work, or its next phase, begins
+            self._total, self._began = total, time.monotonic()
         if self._bar is not None:
             self._bar.total = total
             self._bar.set_postfix_str(note, refresh=False)

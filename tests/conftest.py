@@ -56,6 +56,18 @@ TEXT = [
 SHRUNK_FAMILIES = ("chain_sum", "letter_counting")
 
 
+def pytest_configure() -> None:
+    """Side by side, each of pytest's workers and all that it starts gets a core of its own.
+
+    Threads that spin while they wait for a core slow each other down fivefold (docs/LOG.md).
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a two-layer Llama with random weights: model.safetensors and a byte-level tokenizer that splits digits."""

@@ -147,22 +147,27 @@ def site(start_site: Callable[..., Site]) -> Site:
 
 
 @pytest.fixture(scope="session")
-def tiny(recipe_file: Path) -> dict[str, Any]:
-    """The parameter `recipe` of the tiny recipe, with epochs enough for a training to be met while it trains."""
-    return {"name": str(recipe_file), "settings": [f"stages.{stage}.training.epochs=20" for stage in STAGES]}
+def recipe_of(tiny_recipe_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Any]]:
+    """`recipe_of(2)`: the parameter `recipe` of the tiny recipe's first two stages, with epochs enough to be met while they train."""
+    folder = tmp_path_factory.mktemp("recipe")
+
+    def choice(stages: int) -> dict[str, Any]:
+        path = folder / f"trlm-tiny-{stages}.yaml"
+        path.write_text(yaml.safe_dump({**tiny_recipe_tree, "stages": tiny_recipe_tree["stages"][:stages]}, sort_keys=False))
+        return {"name": str(path), "settings": [f"stages.{stage}.training.epochs=20" for stage in STAGES[:stages]]}
+
+    return choice
+
+
+@pytest.fixture(scope="session")
+def tiny(recipe_of: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+    return recipe_of(3)
 
 
 @pytest.fixture(scope="session")
 def pipeline(site: Site, tiny: dict[str, Any]) -> str:
     """Id of an undisturbed full pipeline's finished flow run, on the site's own store."""
     return site.finished("trlm/full-pipeline", recipe=tiny)
-
-
-@pytest.fixture(scope="session")
-def recipe_file(tiny_recipe_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "trlm-tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny_recipe_tree, sort_keys=False))
-    return path
 
 
 @pytest.fixture(scope="session")

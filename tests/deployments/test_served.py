@@ -110,6 +110,8 @@ def test_the_other_side_is_handed_the_store_s_address_alone(site: Any, pipeline:
     parameters = site.children(pipeline, "train")[0]["parameters"]
     assert set(parameters) == {"stage", "recipe", "where"}
     assert parameters["where"]["store"] == site.environment["TRLM_STORE"]
+    assert parameters["where"]["tracking_uri"] is None, "the worker's own"
+    assert parameters["where"]["execution"]["device"] == "auto"
     assert "checkpoints/" not in json.dumps(parameters)
     assert "datasets/" not in json.dumps(parameters)
 
@@ -138,6 +140,7 @@ def test_a_rerun_starts_no_training(site: Any, tiny: dict[str, Any], pipeline: s
     assert site.children(again, "train") == []
 
 
+@pytest.mark.long
 def test_the_local_deployment_builds_the_same_in_one_process(
     site: Any, tiny: dict[str, Any], pipeline: str, tmp_path: Path, outcome: Callable[[str], Any]
 ) -> None:
@@ -171,20 +174,7 @@ def test_cancelling_the_pipeline_ends_its_training_within_seconds(
     assert_nothing_is_left(site, str(tmp_path / "store"), until)
 
 
-def test_cancelling_the_training_cancels_the_pipeline(
-    site: Any, long_training: tuple[str, str], until: Callable[..., Any], tmp_path: Path
-) -> None:
-    pipeline, training = long_training
-    site.command("prefect", "flow-run", "cancel", training)
-    until(lambda: not site.trainers(), CANCEL_SECONDS, "the trainer is gone")
-    assert site.wait(training)["type"] == "CANCELLED"
-    state = site.wait(pipeline)
-    assert state["type"] == "CANCELLED"
-    assert "train/stage-1" in state["message"]
-    assert_nothing_is_left(site, str(tmp_path / "store"), until)
-
-
-def test_a_second_pipeline_on_the_store_says_who_holds_it(
+def test_a_second_pipeline_is_told_who_holds_the_store_and_cancelling_the_training_cancels_the_first(
     site: Any, long_training: tuple[str, str], tiny: dict[str, Any], until: Callable[..., Any], tmp_path: Path
 ) -> None:
     pipeline, training = long_training
@@ -192,8 +182,14 @@ def test_a_second_pipeline_on_the_store_says_who_holds_it(
     assert second["type"] == "FAILED"
     assert f"store {tmp_path / 'store'}: wanted it free, got a run that holds it" in second["message"]
     assert site.state(training)["type"] == "RUNNING"
-    site.command("prefect", "flow-run", "cancel", pipeline)
-    site.wait(training)
+
+    site.command("prefect", "flow-run", "cancel", training)
+    until(lambda: not site.trainers(), CANCEL_SECONDS, "the trainer is gone")
+    assert site.wait(training)["type"] == "CANCELLED"
+    state = site.wait(pipeline)
+    assert state["type"] == "CANCELLED"
+    assert "train/stage-1" in state["message"]
+    assert_nothing_is_left(site, str(tmp_path / "store"), until)
 
 
 def test_down_ends_every_process_and_up_brings_all_back(start_site: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from trlm_core.artifacts.store import Store
 
 BUCKET = "trlm"
+STAGES = 2  # the second reads what the first has left in the bucket
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +58,11 @@ def two_machines(start_site: Callable[..., Any], bucket: dict[str, str], tmp_pat
 
 
 def test_a_pipeline_across_two_machines_meets_in_the_bucket(
-    two_machines: Any, bucket: dict[str, str], recipe_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    two_machines: Any, bucket: dict[str, str], recipe_of: Callable[[int], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     site, second = two_machines
-    pipeline = site.finished("trlm/full-pipeline", recipe={"name": str(recipe_file)})
-    assert len(site.children(pipeline, "train")) == 3
+    pipeline = site.finished("trlm/full-pipeline", recipe=recipe_of(STAGES))
+    assert len(site.children(pipeline, "train")) == STAGES
     assert list(second.rglob("history.jsonl")), "the second machine trained"
     assert not list(second.rglob("report.html")), "and did nothing else"
     assert {run.info.status for run in site.mlflow_runs()} == {"FINISHED"}
