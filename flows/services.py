@@ -205,12 +205,15 @@ def _end(address: ProcessAddress) -> bool:
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(address.pid)
-        family = [process, *process.children(recursive=True)]
+        family = [address, *(ProcessAddress(pid=each.pid, created=each.create_time()) for each in process.children(recursive=True))]
         process.terminate()
-        _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-        for each in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
+        # Not psutil.wait_procs: an ended process whose parent is gone can stay a zombie for long, and it would wait for that too.
+        began = time.monotonic()
+        while any(each.is_alive() for each in family) and time.monotonic() - began < STOP_SECONDS:
+            time.sleep(POLL_SECONDS)
+        for each in family:
+            if each.is_alive():
+                psutil.Process(each.pid).kill()
     return True
 
 

@@ -15,7 +15,7 @@ from trlm_core.artifacts.store import Store
 STAGES = ("stage1_sft", "stage2_sft_think", "stage3_dpo")
 MOMENTS = {  # what is finished by then, and what is not
     "while it blends": ("datasets/sources/*", "datasets/trlm-tiny/stage3_dpo-tokens"),
-    "while stage 1 trains": ("datasets/trlm-tiny/stage3_dpo-tokens", "checkpoints/trlm-tiny/stage1_sft"),
+    "while stage 1 trains": ("datasets/trlm-tiny/stage1_sft-tokens", "checkpoints/trlm-tiny/stage1_sft"),
     "while stage 2 trains": ("checkpoints/trlm-tiny/stage1_sft", "checkpoints/trlm-tiny/stage2_sft_think"),
     "while stage 3 trains": ("checkpoints/trlm-tiny/stage2_sft_think", "checkpoints/trlm-tiny/stage3_dpo"),
     "while it evaluates": ("evals/trlm-tiny/base", "evals/trlm-tiny/stage3_dpo"),

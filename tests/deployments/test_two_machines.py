@@ -53,8 +53,8 @@ def two_machines(start_site: Callable[..., Any], bucket: dict[str, str], tmp_pat
         stderr=subprocess.DEVNULL,
     )
     yield site, second
-    worker.terminate()
-    worker.wait(60)
+    worker.kill()
+    worker.wait()
 
 
 def test_a_pipeline_across_two_machines_meets_in_the_bucket(

@@ -1,5 +1,6 @@
 """Every command that an image, a service or a health check starts: the installed program's own parser takes it."""
 
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -50,6 +51,9 @@ def parse(command: list[str]) -> None:
         _parse_click(get_command(app), arguments)
     elif program in ("python", "python3"):
         script, *rest = arguments
+        if script == "-m":
+            assert importlib.util.find_spec(rest[0]) is not None, rest[0]
+            return
         assert (ROOT / script).is_file(), script
         if script == "docker/with_gpu.py":
             parse(rest)

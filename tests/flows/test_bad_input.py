@@ -34,7 +34,7 @@ def test_a_bad_setting_is_one_clear_line(case: str, trlm: Any, tmp_path: Path) -
     setting, words = BAD_SETTINGS[case]
     done = trlm("run", "trlm-135m-local", "--set", setting, "--store", str(tmp_path / "runs"))
     assert_one_line(done, words)
-    assert not list(tmp_path.glob("runs/*/*"))
+    assert not list(tmp_path.glob("runs/*/*/*")), "nothing is built"
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are(trlm: Any, tmp_path: Path) -> None:
