@@ -5,10 +5,10 @@ from prefect.client.schemas.objects import State
 
 from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, RecipeChoice, StageName
 from tasks.composition import show_composition
-from tasks.data import assemble_blend, fetch_base, read_source, render_stage_dataset
+from tasks.data import assemble_blend, check_supply, fetch_base, kept_of, read_source, render_stage_dataset
 from tasks.place import Where
 from tasks.runs import reading_at
-from tasks.states import left
+from tasks.states import left, unchanged
 
 
 @flow(name="blend", flow_run_name="{recipe.label} {stage}")
@@ -18,11 +18,15 @@ def build_blend(stage: StageName, recipe: RecipeChoice = DEFAULT_RECIPE, where: 
     Args:
         stage: Chat SFT, SFT with thoughts, or DPO.
     """
-    place = reading_at(recipe.load(), where)
+    place = reading_at(recipe.resolved().load(), where)
     chosen = place.recipe.stage(stage)
+    kept = kept_of(place, place.lineage.blend(chosen), place.lineage.dataset(chosen))
+    if kept:
+        return unchanged(*kept)
+    check_supply(place, chosen)
     base = fetch_base(place)
     sources = read_source.map(unmapped(place), unmapped(chosen), list(chosen.blend.sources), unmapped(base))
-    blend = assemble_blend(place, chosen, sources.result())
+    blend = assemble_blend(place, chosen, sources.result(), base)
     show_composition(blend)
     dataset = render_stage_dataset(place, chosen, blend, base)
     return left(blend, dataset)

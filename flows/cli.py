@@ -12,9 +12,11 @@ import typer
 
 from flows.run_server import run_server
 from trlm_core.artifacts.errors import StoreConnectionError
+from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
 from trlm_core.recipes.execution import Execution
-from trlm_core.recipes.load import load_recipe, recipe_names
+from trlm_core.recipes.load import load_recipe, lock_path, overlay_names, recipe_names
+from trlm_core.recipes.lock import read_lock, write_lock
 from trlm_core.recipes.schema import Recipe
 from trlm_core.training.hardware import HUGE_PAGES
 
@@ -31,6 +33,9 @@ Variant = Annotated[str | None, typer.Option(help="Overlay of the recipe: report
 Budget = Annotated[str | None, typer.Option(help="Overlay of the recipe: a larger budget.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated.")]
 Home = Annotated[Path, typer.Option(help="Folder of their databases and logs.")]
+TrackingAddress = Annotated[
+    str | None, typer.Option("--tracking-uri", help="MLflow's address; a database in the store by default.", envvar="MLFLOW_TRACKING_URI")
+]
 StoreAddress = Annotated[str, typer.Option(help="The store: a folder, a file: or an s3://bucket/prefix address.", envvar="TRLM_STORE")]
 
 
@@ -41,9 +46,7 @@ def run(
     budget: Budget = None,
     settings: Settings = None,
     store: StoreAddress = "runs",
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow's address; a database in the store by default.", envvar="MLFLOW_TRACKING_URI")
-    ] = None,
+    tracking_uri: TrackingAddress = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda (NVIDIA, ROCm) or mps.")] = "auto",
     tokens_per_micro_batch: Annotated[int | None, typer.Option(help="Padded tokens of one forward; changes no number.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and the plan, then stop.")] = False,
@@ -61,6 +64,49 @@ def run(
         _run_pipeline(recipe, opened, choice, where)
     _print_outcome(opened, recipe, tracking_uri, as_json)
     return None
+
+
+@app.command()
+def blend(
+    name: Name,
+    stage: Annotated[str, typer.Argument(help="stage1_sft, stage2_sft_think or stage3_dpo.")],
+    variant: Variant = None,
+    budget: Budget = None,
+    settings: Settings = None,
+    latest: Annotated[bool, typer.Option(help="Follow the sources: resolve names of revisions now, whatever the lock says.")] = False,
+    store: StoreAddress = "runs",
+    tracking_uri: TrackingAddress = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+) -> None:
+    """Build one stage's blend and stage dataset from their sources."""
+    with _clear_errors():
+        opened = Store.open(store)
+        choice = {"name": name, "variant": variant, "budget": budget, "settings": tuple(settings or ())}
+        choice |= _pinned(choice, latest)
+        kept = _kept_blend(opened, choice, stage)
+        if kept is None:
+            _run_blend(opened, stage, choice, {"store": opened.address, "tracking_uri": tracking_uri})
+            kept = _kept_blend(opened, choice, stage)
+        else:
+            typer.echo("Cached: the sources give what is there already; no row was read")
+    _print_blend(opened, kept, as_json)
+
+
+@recipe_app.command("lock")
+def lock(name: Name, variant: Variant = None, budget: Budget = None) -> None:
+    """Resolve the names among the revisions (main) of every variant, or of one, and write them beside the recipe."""
+    from trlm_core.data.revisions import resolved
+
+    with _clear_errors():
+        variants = [variant] if variant else overlay_names(name, "variants") or [None]
+        pins: dict[str, str] = {}
+        for each in variants:
+            pins |= resolved(load_recipe(name, variant=each, budget=budget, pins=pins))
+        path = lock_path(name)
+        write_lock(path, {**read_lock(path), **pins})
+    for key, revision in pins.items():
+        typer.echo(f"{key}: {revision}")
+    typer.echo(f"{len(pins)} names resolved: {path}")
 
 
 @recipe_app.command("show")
@@ -198,6 +244,49 @@ def _run_pipeline(recipe: Recipe, store: Store, choice: dict[str, Any], where: d
 
         wait_for_server()
         local_pipeline(RecipeChoice.model_validate(choice), Where.model_validate(where))
+
+
+def _pinned(choice: dict[str, Any], latest: bool) -> dict[str, Any]:
+    if not latest:
+        return {}
+    from trlm_core.data.revisions import resolved
+
+    return {"upstream": "latest", "pins": resolved(load_recipe(**choice, pins={}))}
+
+
+def _kept_blend(store: Store, choice: dict[str, Any], stage: str) -> Manifest | None:
+    """The blend where it and its stage dataset are finished."""
+    from trlm_core.lineage import Lineage
+
+    pins = choice.get("pins")
+    recipe = load_recipe(**{key: value for key, value in choice.items() if key not in {"upstream", "pins"}}, pins=pins)
+    if stage not in (names := [each.name for each in recipe.stages]):
+        raise ValueError(f"stage: wanted one of {', '.join(names)}, got {stage!r}")
+    lineage, chosen = Lineage(recipe), recipe.stage(stage)
+    blended, dataset = store.find(lineage.blend(chosen)), store.find(lineage.dataset(chosen))
+    return blended if dataset is not None else None
+
+
+def _run_blend(store: Store, stage: str, choice: dict[str, Any], where: dict[str, Any]) -> None:
+    _set_up_environment()
+    with run_server() as wait_for_server:
+        from flows.build_blend import build_blend
+        from flows.parameters import RecipeChoice
+        from tasks.place import Where
+        from tasks.runs import reading_at
+
+        chosen, place = RecipeChoice.model_validate(choice), Where.model_validate(where)
+        reading_at(chosen.load(), place)  # its errors need no server
+        wait_for_server()
+        build_blend(stage, chosen, place)  # pyright: ignore[reportArgumentType]
+
+
+def _print_blend(store: Store, blended: Manifest | None, as_json: bool) -> None:
+    assert blended is not None
+    typer.echo(f"\nblend        {store.location(blended)}\nrows         {blended.counts['rows']:,}")
+    typer.echo(f"card         {store.location(blended)}/README.md")
+    if as_json:
+        typer.echo(json.dumps({"address": blended.address, "fingerprint": blended.fingerprint, "counts": blended.counts}))
 
 
 def _set_up_environment() -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.place import Where
+from trlm_core.data.revisions import resolved
 from trlm_core.recipes.load import load_recipe
 from trlm_core.recipes.schema import Recipe
 
@@ -32,9 +33,22 @@ class RecipeChoice(BaseModel):
     budget: Literal["full"] | None = Field(default=None, description="Overlay of trlm-135m-local: a larger budget.")
     settings: tuple[str, ...] = Field(default=(), description="Overriding keys: stages.stage1_sft.training.learning_rate=1e-4")
 
+    upstream: Literal["locked", "latest"] = Field(
+        default="locked",
+        description="Revisions that are names (main): as the recipe's lock has them, or what they mean when the run starts.",
+    )
+    pins: dict[str, str] = Field(default={}, description="What names of revisions mean; a run sets it for those that it starts.")
+
     def load(self) -> Recipe:
         """Raises RecipeError."""
-        return load_recipe(self.name, variant=self.variant, budget=self.budget, settings=self.settings)
+        pins = self.pins if self.upstream == "latest" else None
+        return load_recipe(self.name, variant=self.variant, budget=self.budget, settings=self.settings, pins=pins)
+
+    def resolved(self) -> "RecipeChoice":
+        """With every name among the revisions resolved, where they are to be followed. Raises RecipeError, SourceError."""
+        if self.upstream == "locked" or self.pins:
+            return self
+        return self.model_copy(update={"pins": resolved(self.load())})
 
     @property
     def label(self) -> str:

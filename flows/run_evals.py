@@ -4,8 +4,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, RecipeChoice, SubjectName
-from tasks.data import find_finished, make_questions
-from tasks.evals import answer_questions
+from tasks.data import find_finished
+from tasks.evals import answer_questions, make_questions
 from tasks.place import Where
 from tasks.runs import work_at
 from tasks.states import left

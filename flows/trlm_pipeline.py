@@ -22,6 +22,7 @@ TRAINED_BY = {"stage1_sft": "train/stage-1", "stage2_sft_think": "train/stage-2"
 @flow(name="trlm", flow_run_name="{recipe.label}")
 def local_pipeline(recipe: RecipeChoice = DEFAULT_RECIPE, where: Where = WORKERS_OWN) -> State[None]:
     """Build a recipe from its sources to its report, all in this process."""
+    recipe = recipe.resolved()
     with pipeline_run(recipe.load(), where, trains=True) as place:
         for stage in place.recipe.stages:
             build_blend(stage.name, recipe, place.where)
@@ -34,6 +35,7 @@ def local_pipeline(recipe: RecipeChoice = DEFAULT_RECIPE, where: Where = WORKERS
 @flow(name="trlm", flow_run_name="{recipe.label}")
 def full_pipeline(recipe: RecipeChoice = DEFAULT_RECIPE, where: Where = WORKERS_OWN) -> State[None]:
     """Build a recipe from its sources to its report; every stage is trained by its deployment, on the work pool of the GPUs."""
+    recipe = recipe.resolved()
     try:
         with pipeline_run(recipe.load(), where, trains=False) as place:
             for stage in place.recipe.stages:

@@ -9,10 +9,9 @@ from tasks.runs import built
 from trlm_core import base_model
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec
-from trlm_core.data import blend, sources, stage_dataset
-from trlm_core.evals import suites
+from trlm_core.data import blend, sources, stage_dataset, taken
 from trlm_core.lineage import finished
-from trlm_core.recipes.schema import Source, Stage
+from trlm_core.recipes.schema import Source, Stage, TakenSource
 from trlm_core.tracking import RunAddress, log_dataset
 
 
@@ -30,6 +29,20 @@ def fetch_base(place: Place) -> Manifest:
 
 
 @task(
+    name="check-supply",
+    task_run_name="rows of {stage.name}'s sources",
+    tags=["data"],
+    retries=3,
+    retry_delay_seconds=10,
+    retry_condition_fn=unless_mistaken,
+    cache_policy=NO_CACHE,
+)
+def check_supply(place: Place, stage: Stage) -> None:
+    """Before anything is read: every source that is shorter than its count, in one error."""
+    taken.check_supply([source for source in stage.blend.sources if isinstance(source, TakenSource)])
+
+
+@task(
     name="read-source",
     task_run_name="read {source.name}",
     tags=["data"],
@@ -43,9 +56,9 @@ def read_source(place: Place, stage: Stage, source: Source, base: Manifest) -> M
 
 
 @task(name="assemble-blend", task_run_name="blend {stage.name}", tags=["data"], cache_policy=NO_CACHE)
-def assemble_blend(place: Place, stage: Stage, read: list[Manifest]) -> Manifest:
+def assemble_blend(place: Place, stage: Stage, read: list[Manifest], base: Manifest) -> Manifest:
     def build(run: RunAddress) -> Manifest:
-        manifest = blend.assemble(place.store, place.recipe, stage, read)
+        manifest = blend.assemble(place.store, place.recipe, stage, read, base)
         profile = {"rows": manifest.counts["rows"], "sources": {name: count["train"] for name, count in manifest.counts["sources"].items()}}
         log_dataset(
             run,
@@ -65,12 +78,13 @@ def render_stage_dataset(place: Place, stage: Stage, blended: Manifest, base: Ma
     return stage_dataset.render_stage_dataset(place.store, place.recipe, stage, blended, base)
 
 
-@task(name="make-questions", task_run_name="questions of {place.recipe.name}", tags=["data"], cache_policy=NO_CACHE)
-def make_questions(place: Place) -> Manifest:
-    return suites.make_questions(place.store, place.recipe, place.evaluation)
-
-
 @task(name="find-finished", task_run_name="find {spec.name}", tags=["data"], cache_policy=NO_CACHE)
 def find_finished(place: Place, spec: Spec) -> Manifest:
     """What another run left in the store."""
     return finished(place.store, spec)
+
+
+def kept_of(place: Place, *specs: Spec) -> list[Manifest]:
+    """The finished artifacts of these specs where all are there, else none."""
+    found = [place.store.find(spec) for spec in specs]
+    return [manifest for manifest in found if manifest is not None] if all(found) else []

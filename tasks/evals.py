@@ -7,10 +7,15 @@ from tasks.place import Place
 from tasks.progress import bar
 from tasks.runs import built
 from trlm_core.artifacts.manifest import Manifest
-from trlm_core.evals import harness
+from trlm_core.evals import harness, suites
 from trlm_core.lineage import Subject
 from trlm_core.recipes.schema import Stage
 from trlm_core.tracking import RunAddress, flattened, log_file, log_metrics
+
+
+@task(name="make-questions", task_run_name="questions of {place.recipe.name}", tags=["data"], cache_policy=NO_CACHE)
+def make_questions(place: Place) -> Manifest:
+    return suites.make_questions(place.store, place.recipe, place.evaluation)
 
 
 @task(name="answer-questions", task_run_name="ask {subject.name}", tags=["evaluation"], cache_policy=NO_CACHE)

@@ -12,6 +12,11 @@ def left(*manifests: Manifest) -> State[None]:
     return Completed(message="; ".join(f"{manifest.address} ({manifest.counts_line or 'finished'})" for manifest in manifests))
 
 
+def unchanged(*manifests: Manifest) -> State[None]:
+    """Completed under the name Cached: everything was there, nothing was read."""
+    return Completed(name="Cached", message="; ".join(f"{manifest.address} is what the sources still give" for manifest in manifests))
+
+
 def reported(report: Manifest) -> State[None]:
     counts = report.counts
     return Completed(message=f"{counts['goals_reached']} of {counts['goals']} goals reached; {report.address}")

@@ -263,7 +263,7 @@ def built(tiny_recipe_tree: dict[str, Any], tmp_path_factory: pytest.TempPathFac
 
 def build_stage(store: Store, recipe: Recipe, stage: Stage, base: Manifest) -> BuiltStage:
     sources = [read_source(store, recipe, stage, source, base) for source in stage.blend.sources]
-    blend = assemble(store, recipe, stage, sources)
+    blend = assemble(store, recipe, stage, sources, base)
     return BuiltStage(stage, sources, blend, render_stage_dataset(store, recipe, stage, blend, base))
 
 

@@ -12,12 +12,10 @@ from trlm_core.base_model import base_spec
 from trlm_core.data.blend import blend_spec
 from trlm_core.data.sources import source_spec
 from trlm_core.data.stage_dataset import stage_dataset_spec
-from trlm_core.evals.harness import held_out_spec, replies_spec
-from trlm_core.evals.suites import questions_spec
+from trlm_core.evals.specs import held_out_spec, questions_spec, replies_spec
 from trlm_core.recipes.schema import Evaluation, Recipe, Stage
 from trlm_core.reports.results import BASE, FEW_SHOT, RunResults, StageResult
-from trlm_core.training.new_tokens import start_spec
-from trlm_core.training.stage import checkpoint_spec
+from trlm_core.training.specs import checkpoint_spec, start_spec
 
 
 class MissingArtifactError(ValueError):

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from trlm_core.artifacts.errors import StoreError
 from trlm_core.artifacts.fingerprint import fingerprint
 from trlm_core.artifacts.manifest import MANIFEST_NAME, Manifest, damage, misplaced, read_manifest
 from trlm_core.artifacts.store import Store
+from trlm_core.data.blend import CHECKS
+from trlm_core.data.checks import run_checks
+from trlm_core.data.shards import count_rows, has_shards
 from trlm_core.data.stage_dataset import token_counts
 from trlm_core.evals.harness import HELD_OUT, REPLIES, read_held_out, read_replies, summary
+from trlm_core.recipes.schema import Recipe
 from trlm_core.training.checkpoint import HISTORY, history_counts, read_history
 
-SPLITS = ("train", "held_out")
+SPLITS = ("train", "held_out", "spare")
 
 
 def artifacts_below(store: Store, address: str) -> list[str]:
@@ -41,7 +43,7 @@ def _objections(folder: Path, address: str) -> list[str]:
     except StoreError as error:
         return [str(error)]
     reasons = [*damage(manifest, folder), *misplaced(manifest, address), *_wrong_fields(manifest)]
-    return reasons or _wrong_counts(manifest, folder)  # files that are damaged are not counted
+    return reasons or [*_wrong_counts(manifest, folder), *_failed_checks(manifest, folder)]  # files that are damaged are not counted
 
 
 def _wrong_fields(manifest: Manifest) -> list[str]:
@@ -62,13 +64,21 @@ def _wrong_counts(manifest: Manifest, folder: Path) -> list[str]:
     ]
 
 
+def _failed_checks(manifest: Manifest, folder: Path) -> list[str]:
+    """Of a blend: its DuckDB checks, run again over its shards."""
+    if not (folder / CHECKS).is_file():
+        return []
+    stage = Recipe.model_validate_json(json.dumps(manifest.recipe)).stage(manifest.name)
+    rows = {name: count["train"] for name, count in manifest.counts["sources"].items()}
+    return [f"{check.name}: wanted {check.wanted}, got {check.got}" for check in run_checks(folder, stage, rows) if not check.passed]
+
+
 def recounted(folder: Path) -> dict[str, Any]:
     """The counts of an artifact, from its files alone, under the names that its manifest uses."""
     counts: dict[str, Any] = {}
     for split in SPLITS:
-        shards = sorted(folder.glob(f"{split}-*.parquet"))
-        if shards:
-            rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
+        if has_shards(folder, split):
+            rows = count_rows(folder, split)
             counts |= {split: rows, f"{split}_rows": rows} | ({"rows": rows} if split == "train" else {})
     if (folder / "tokenizer").is_dir():
         counts |= token_counts(folder)

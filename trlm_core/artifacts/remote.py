@@ -92,6 +92,17 @@ class Remote:
             listed += page.get("Contents", [])
         return {entry["Key"].removeprefix(self._below("")): entry["Size"] for entry in listed}
 
+    def tags(self, below: str = "") -> dict[str, str]:
+        """Entity tag of every object below, which changes with its bytes, by its key."""
+        with self._clear_errors():
+            found = self._system.find(self._path(below), detail=True)
+        return {path.removeprefix(f"{self._path('')}".rstrip("/") + "/"): str(entry["ETag"]).strip('"') for path, entry in found.items()}
+
+    def open(self, key: str) -> Any:
+        """A file to read ranges of, each as it is asked for. Raises FileNotFoundError where there is no such object."""
+        with self._clear_errors():
+            return self._system.open(self._path(key), cache_type="none")
+
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError where there is no such object."""
         with self._clear_errors():

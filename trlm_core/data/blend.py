@@ -1,7 +1,10 @@
 """A blend: its sources joined, shuffled once with the recipe's seed, written as shards, checked with DuckDB, described by a card."""
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +15,174 @@ from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.card import dataset_card
-from trlm_core.data.checks import Check, run_checks
-from trlm_core.data.shards import read_shards, write_shards
+from trlm_core.data.checks import Check, run_checks, token_lengths
+from trlm_core.data.duplicates import Seen
+from trlm_core.data.rows import CONVERSATIONS, Row, schema_of
+from trlm_core.data.shards import Format, closing_rows, has_shards, iter_shards, shard_paths, writer_of
+from trlm_core.data.shuffle import Shuffle
 from trlm_core.data.split import seed_of
-from trlm_core.recipes.schema import Recipe, Stage
+from trlm_core.data.taken import TOKENS
+from trlm_core.recipes.schema import Recipe, Source, Stage, TakenSource
+from trlm_core.text.token_counts import token_counter
+
+CHECKS = "checks.json"
+SAMPLED_ROWS = 2_000  # whose tokens are counted where no filter has counted all; the first of a shuffled blend are a uniform sample
+EXPANSION = 3  # of lz4, at most, for the estimate of a bucket's size
+ELSEWHERE = "duplicate_of_another_source"
 
 
 class BlendError(ValueError):
     """The blend is not what the recipe asks for."""
 
 
+@dataclass(frozen=True)
+class Portion:
+    """What one source gives to the blend."""
+
+    name: str
+    folder: Path
+    schema: pa.Schema
+    train: int  # rows
+    kept: np.ndarray | None = None  # of its own rows and the spare ones, where duplicates of other sources are out; None: its own rows
+
+    def batches(self, split: str) -> Iterator[pa.RecordBatch]:
+        if not has_shards(self.folder, split):
+            return  # a taken source has no such rows
+        if split == "held_out" or self.kept is None:
+            yield from iter_shards(self.folder, split)
+            return
+        start = 0
+        for batch in itertools.chain(iter_shards(self.folder, "train"), iter_shards(self.folder, "spare")):
+            yield batch.filter(pa.array(self.kept[start : start + batch.num_rows]))
+            start += batch.num_rows
+
+    def rows(self, split: str) -> int:
+        return self.train if split == "train" else sum(batch.num_rows for batch in self.batches(split))
+
+    @property
+    def bytes(self) -> int:
+        return EXPANSION * sum(Path(path).stat().st_size for path in shard_paths(self.folder, "train"))
+
+
 def blend_spec(recipe: Recipe, stage: Stage, sources: Sequence[Fingerprinted]) -> Spec:
-    identity = {"made_by": "blend/1", "blend": stage.blend.model_dump(mode="json")}
+    identity = {"made_by": "blend/2", "blend": stage.blend.model_dump(mode="json")}
     inputs = {source.name: source.fingerprint for source in sources}
     return Spec("datasets", recipe.name, stage.name, identity, inputs, recipe.model_dump(mode="json"))
 
 
-def assemble(store: Store, recipe: Recipe, stage: Stage, sources: Sequence[Manifest]) -> Manifest:
-    """Sources -> blend. Raises BlendError where a check fails; nothing finished is left then."""
+def assemble(store: Store, recipe: Recipe, stage: Stage, sources: Sequence[Manifest], base: Manifest) -> Manifest:
+    """Sources -> blend. `base`: whose tokenizer counts. Raises BlendError where a check fails; nothing finished is left then."""
 
     def build(folder: Path) -> dict[str, Any]:
-        for split in ("train", "held_out"):
-            joined = pa.concat_tables(read_shards(store.folder(source), split) for source in sources)
-            write_shards(folder, split, _shuffled(joined, seed_of(stage.blend.seed, split)))
-        checks = run_checks(folder, stage)
+        portions, twice = _portions(store, stage, sources)
+        kind = _format(stage, portions)
+        lengths = _Lengths()
+        written = {split: _write(folder, split, stage, portions, kind, lengths) for split in ("train", "held_out")}
+        rows = {portion.name: portion.train for portion in portions}
+        checks = run_checks(folder, stage, rows) + lengths.checks(store.folder(base))
         _require(checks)
-        counts = {manifest.name: manifest.counts for manifest in sources}
-        (folder / "checks.json").write_text(json.dumps([{**check.model_dump(), "passed": check.passed} for check in checks], indent=1))
-        (folder / "README.md").write_text(dataset_card(recipe, stage, counts, checks))
-        return {"rows": sum(count["train"] for count in counts.values()), "sources": counts, "checks_passed": len(checks)}
+        counts = {source.name: _counted(source.counts, rows[source.name], twice[source.name]) for source in sources}
+        (folder / CHECKS).write_text(json.dumps([check.model_dump() for check in checks], indent=1))
+        (folder / "README.md").write_text(dataset_card(recipe, stage, counts, checks, _patterns(written, kind)))
+        return {"rows": sum(rows.values()), "sources": counts, "checks_passed": sum(check.wanted is not None for check in checks)}
 
     return store.make(blend_spec(recipe, stage, sources), build)
 
 
-def _shuffled(table: pa.Table, seed: int) -> pa.Table:
-    return table.take(pa.array(np.random.default_rng(seed).permutation(table.num_rows)))
+def read_checks(folder: Path) -> list[Check]:
+    return [Check.model_validate(each) for each in json.loads((folder / CHECKS).read_text())]
+
+
+def _portions(store: Store, stage: Stage, sources: Sequence[Manifest]) -> tuple[list[Portion], Counter[str]]:
+    """What each source gives, in the recipe's order, and how many of its rows stand in one before it."""
+    plain = [Portion(each.name, store.folder(each), schema_of(stage), each.counts["train"]) for each in sources]
+    filters = stage.blend.filters
+    if filters is None or len(sources) == 1 or not (filters.exact_duplicates or filters.near_duplicates):
+        return plain, Counter()
+    seen, twice = Seen(filters), Counter[str]()
+    unique = [_unique(portion, source, seen, twice) for portion, source in zip(plain, stage.blend.sources, strict=True)]
+    if short := [each for each in zip(unique, stage.blend.sources, strict=True) if _is_short(*each)]:
+        told = "; ".join(f"{source.name}: wanted {source.num_examples:,}, got {portion.train:,}" for portion, source in short)
+        raise BlendError(f"{told} after {dict(twice)} rows that other sources have too; raise filters.spares or set allow_short")
+    return unique, twice
+
+
+def _unique(portion: Portion, source: Source, seen: Seen, twice: Counter[str]) -> Portion:
+    kept: list[bool] = []
+    count = 0
+    files = ("train", "spare") if isinstance(source, TakenSource) else ("train",)
+    for row in _rows(itertools.chain.from_iterable(iter_shards(portion.folder, each) for each in files)):
+        wanted = count < source.num_examples
+        new = wanted and seen.reason(row) is None
+        twice[portion.name] += wanted and not new
+        count += new
+        kept.append(new)
+    return Portion(portion.name, portion.folder, portion.schema, count, np.array(kept, bool))
+
+
+def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
+    for batch in batches:
+        yield from batch.to_pylist()
+
+
+def _is_short(portion: Portion, source: Source) -> bool:
+    return portion.train < source.num_examples and not (isinstance(source, TakenSource) and source.allow_short)
+
+
+def _counted(counts: dict[str, Any], train: int, twice: int) -> dict[str, Any]:
+    return {**counts, "train": train, "dropped": {**counts["dropped"], **({ELSEWHERE: twice} if twice else {})}}
+
+
+def _format(stage: Stage, portions: Sequence[Portion]) -> Format:
+    return "parquet" if sum(portion.train for portion in portions) >= stage.blend.parquet_from else "json"
+
+
+def _write(folder: Path, split: str, stage: Stage, portions: Sequence[Portion], kind: Format, lengths: "_Lengths") -> int:
+    """Rows written."""
+    schema, rows = schema_of(stage), sum(portion.rows(split) for portion in portions)
+    shuffle = Shuffle(rows, seed_of(stage.blend.seed, split), sum(portion.bytes for portion in portions))
+    batches = (lengths.noted(batch, split).select(schema.names) for portion in portions for batch in portion.batches(split))
+    with closing_rows(writer_of(folder, split, schema, rows=rows, kind=kind)) as writer:
+        for table in shuffle.of(batches, schema, folder):
+            writer.write(table)
+            lengths.sample(table, split)
+    return rows
+
+
+def _patterns(written: dict[str, int], kind: Format) -> dict[str, str]:
+    """Split -> its files, of those with rows: a loader cannot tell an empty file of JSON lines from none."""
+    return {split: f"{split}-*.parquet" if kind == "parquet" else f"{split}.jsonl" for split, rows in written.items() if rows}
+
+
+class _Lengths:
+    """Token counts of the train rows: of all where their filters have counted them, else of a sample."""
+
+    def __init__(self) -> None:
+        self._counted: list[np.ndarray] = []
+        self._uncounted = False
+        self._sample: list[str] = []
+
+    def noted(self, batch: pa.RecordBatch, split: str) -> pa.RecordBatch:
+        if split == "train" and TOKENS in batch.schema.names:
+            self._counted.append(batch[TOKENS].to_numpy())
+        self._uncounted |= split == "train" and TOKENS not in batch.schema.names
+        return batch
+
+    def sample(self, table: pa.Table, split: str) -> None:
+        missing = SAMPLED_ROWS - len(self._sample)
+        if split == "train" and self._uncounted and missing > 0:
+            self._sample += ["\n".join(_turns(row)) for row in table.slice(0, missing).to_pylist()]
+
+    def checks(self, tokenizer: Path) -> list[Check]:
+        if not self._uncounted:
+            return token_lengths(np.concatenate(self._counted).tolist(), "of all rows") if self._counted else []
+        return token_lengths(token_counter(tokenizer)(self._sample), f"of a seeded sample of {len(self._sample):,}")
+
+
+def _turns(row: Row) -> list[str]:
+    """Of the conversation, or of a pair's longer side."""
+    sides = [[turn["content"] for turn in row[name]] for name in CONVERSATIONS if name in row]
+    return max(sides, key=lambda side: sum(map(len, side)))
 
 
 def _require(checks: Sequence[Check]) -> None:

@@ -11,17 +11,19 @@ from trlm_core.recipes.schema import Recipe, Source, Stage
 LICENSES = {"generated": "apache-2.0", "dialogs": "bsd-3-clause", "hub": "see the source"}
 
 
-def dataset_card(recipe: Recipe, stage: Stage, counts: Mapping[str, Mapping[str, Any]], checks: Sequence[Check]) -> str:
-    """counts: source name -> {"train": n, "held_out": n, "dropped": {reason: n}}."""
+def dataset_card(
+    recipe: Recipe, stage: Stage, counts: Mapping[str, Mapping[str, Any]], checks: Sequence[Check], files: Mapping[str, str]
+) -> str:
+    """counts: source name -> {"train": n, "held_out": n, "dropped": {reason: n}}; files: split -> pattern, of those with rows."""
     return "\n\n".join(
         [
-            f"---\n{yaml.safe_dump(_metadata(recipe, stage), sort_keys=False).strip()}\n---",
+            f"---\n{yaml.safe_dump(_metadata(recipe, stage, files), sort_keys=False).strip()}\n---",
             f"# {recipe.name} / {stage.name}",
             f"Blend of the recipe `{recipe.name}` (variant `{recipe.variant}`), seed {stage.blend.seed}.",
             "## Composition",
             _table(["source", "revision", "wanted", "kept", "held out", "share", "dropped"], _composition(recipe, stage, counts)),
             "## Checks (DuckDB, over the finished shards)",
-            _table(["check", "wanted", "got", ""], [[c.name, c.wanted, c.got, "passed" if c.passed else "FAILED"] for c in checks]),
+            _table(["check", "wanted", "got", ""], [[c.name, c.wanted or "", c.got, c.verdict] for c in checks]),
             "## Build it again, load it",
             f"    trlm run {recipe.name}\n    datasets.load_dataset('path/to/this/folder')",
             "## Columns",
@@ -32,7 +34,7 @@ def dataset_card(recipe: Recipe, stage: Stage, counts: Mapping[str, Mapping[str,
     )
 
 
-def _metadata(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+def _metadata(recipe: Recipe, stage: Stage, files: Mapping[str, str]) -> dict[str, Any]:
     licenses = sorted({LICENSES[source.kind] for source in stage.blend.sources})
     return {
         "pretty_name": f"{recipe.name} {stage.name}",
@@ -43,7 +45,7 @@ def _metadata(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": "train", "path": "train-*.parquet"}, {"split": "held_out", "path": "held_out-*.parquet"}],
+                "data_files": [{"split": split, "path": path} for split, path in files.items()],
             }
         ],
     }

@@ -1,38 +1,116 @@
-"""DuckDB checks over the finished shards of a blend; one that fails stops the blend.
+"""DuckDB checks over the finished shards of a blend; one that fails stops the blend. What is only measured wants nothing.
 
-{"name": "rows of chain_sum-trace", "wanted": "40", "got": "40", "passed": true}
+{"name": "rows of chain_sum-trace", "wanted": "40", "got": "40"}  {"name": "rows that stand twice", "wanted": null, "got": "3"}
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from trlm_core.data.shards import shard_paths
-from trlm_core.recipes.schema import GeneratedSource, Stage
+from trlm_core.data.rows import CONVERSATIONS, schema_of
+from trlm_core.data.shards import format_of, shard_paths
+from trlm_core.recipes.schema import GeneratedSource, Source, Stage, TakenSource
 
 PROVENANCE_COLUMNS = ("source", "_source_dataset", "_source_subset", "_source_split", "_source_row")
+PLACE = "_source_dataset, _source_subset, _source_split"
+MEMORY = "128MB"
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+TURN = "STRUCT(role VARCHAR, content VARCHAR)[]"
 
 
 class Check(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    wanted: str
+    wanted: str | None  # None: measured, not required
     got: str
 
     @property
     def passed(self) -> bool:
-        return self.wanted == self.got
+        return self.wanted is None or self.wanted == self.got
+
+    @property
+    def verdict(self) -> str:
+        return "measured" if self.wanted is None else "passed" if self.passed else "FAILED"
 
 
-def run_checks(folder: Path, stage: Stage) -> list[Check]:
-    """Every check of a blend's folder, in order: counts, provenance, uniqueness, leakage, form of the thoughts."""
-    with duckdb.connect() as db:
+def run_checks(folder: Path, stage: Stage, rows: Mapping[str, int]) -> list[Check]:
+    """Every check of a blend's folder, in order: counts, shares, schema, provenance, duplicates, leakage, form of the thoughts.
+
+    rows: source name -> rows that it gave; where it may be short, they are what is wanted of it.
+    """
+    with duckdb.connect(config={"memory_limit": MEMORY, "preserve_insertion_order": "false"}) as db:
         for split in ("train", "held_out"):
-            db.read_parquet(shard_paths(folder, split)).create_view(split)
-        return [*_counts(db, stage), *_provenance(db), *_uniqueness(db, stage), *_leakage(db, stage), *_thoughts(db, stage)]
+            _view(db, folder, split, schema_of(stage))
+        db.execute(f"create temp table facts as {_facts(stage)}")
+        return [
+            *_counts(db, stage, rows),
+            *_shares(db, stage),
+            _schema(db, stage),
+            *_provenance(db, stage),
+            *_duplicates(db, stage),
+            _leakage(db, stage),
+            *_thoughts(db, stage),
+        ]
+
+
+def token_lengths(lengths: Sequence[int], of: str) -> list[Check]:
+    """Quantiles of rows' token counts; `of` says which rows."""
+    with duckdb.connect() as db:
+        counted = pa.table({"tokens": pa.array(lengths, pa.int64())})
+        (found,) = db.from_arrow(counted).aggregate(f"quantile_disc(tokens, {list(QUANTILES)}), max(tokens)").fetchall()
+    told = [*(f"p{quantile * 100:g} {value:,}" for quantile, value in zip(QUANTILES, found[0], strict=True)), f"max {found[1]:,}"]
+    return [Check(name=f"tokens of a row, {of}", wanted=None, got=", ".join(told))]
+
+
+def _view(db: duckdb.DuckDBPyConnection, folder: Path, split: str, schema: pa.Schema) -> None:
+    paths = shard_paths(folder, split)
+    if format_of(folder, split) == "parquet":
+        db.read_parquet(paths).create_view(split)
+    else:
+        columns = {field.name: _type(field) for field in schema}
+        (path,) = paths
+        db.read_json(path, columns=columns, format="newline_delimited").create_view(split)
+
+
+def _type(field: pa.Field) -> str:
+    return TURN if field.name in CONVERSATIONS else "BIGINT" if pa.types.is_integer(field.type) else "VARCHAR"
+
+
+def _facts(stage: Stage) -> str:
+    """What the checks need of every row, so that its text is read once; of `train` with the replies of each conversation beside it."""
+    conversations = _conversations(stage)
+    facts = [f"hash({', '.join(conversations)}) as conversation", f"hash({_question(conversations[0])}) as question"]
+    for name in conversations:
+        facts.append(
+            f"len(replies_{name}) > 0 and list_bool_and(list_transform(replies_{name}, lambda reply: {ONE_THOUGHT})) as one_in_{name}"
+        )
+        facts.append(f"not list_bool_or(list_transform(replies_{name}, lambda reply: {ANY_THOUGHT})) as none_in_{name}")
+    replies = [f"{_contents(name, 'assistant')} as replies_{name}" for name in conversations]
+    return f"select {PLACE}, _source_row, source, {', '.join(facts)} from (select *, {', '.join(replies)} from train)"
+
+
+def _contents(conversation: str, role: str) -> str:
+    return f"list_transform(list_filter({conversation}, lambda turn: turn.role = '{role}'), lambda turn: turn.content)"
+
+
+def _question(conversation: str) -> str:
+    return f"{_contents(conversation, 'user')}[1]"
+
+
+def _conversations(stage: Stage) -> list[str]:
+    return [name for name in CONVERSATIONS if name in schema_of(stage).names]
+
+
+# As text/thoughts.py parses a reply: one pair, at the start, with something in it and behind it. Each test reads the text once.
+ONE_THOUGHT = (
+    "(len(string_split(reply, '<think>')) = 2 and len(string_split(reply, '</think>')) = 2 and regexp_matches(reply, '^\\s*<think>')"
+    " and not regexp_matches(reply, '<think>\\s*</think>') and not regexp_matches(reply, '</think>\\s*$'))"
+)
+ANY_THOUGHT = "(contains(reply, '<think>') or contains(reply, '</think>'))"
 
 
 def _scalar(db: duckdb.DuckDBPyConnection, query: str, *values: object) -> int:
@@ -41,57 +119,97 @@ def _scalar(db: duckdb.DuckDBPyConnection, query: str, *values: object) -> int:
     return int(row[0])
 
 
-def _counts(db: duckdb.DuckDBPyConnection, stage: Stage) -> Iterator[Check]:
+def _place(source: Source) -> tuple[str, str, str] | None:
+    if source.kind == "hub":
+        return source.repo, source.subset or "", source.split
+    return (source.address, "", source.format) if source.kind == "files" else None
+
+
+def _rows_of(db: duckdb.DuckDBPyConnection, source: Source) -> int:
+    place = _place(source)
+    if place is None:
+        return _scalar(db, "select count(*) from facts where source = ?", source.name)
+    return _scalar(db, "select count(*) from facts where _source_dataset = ? and _source_subset = ? and _source_split = ?", *place)
+
+
+def _counts(db: duckdb.DuckDBPyConnection, stage: Stage, rows: Mapping[str, int]) -> Iterator[Check]:
     for source in stage.blend.sources:
-        place = (source.repo, source.subset or "", source.split) if source.kind == "hub" else None
-        if place is None:
-            got = _scalar(db, "select count(*) from train where source = ?", source.name)
-        else:
-            got = _scalar(db, "select count(*) from train where _source_dataset = ? and _source_subset = ? and _source_split = ?", *place)
-        yield Check(name=f"rows of {source.name}", wanted=str(source.num_examples), got=str(got))
-    wanted = sum(source.num_examples for source in stage.blend.sources)
-    yield Check(name="rows in all", wanted=str(wanted), got=str(_scalar(db, "select count(*) from train")))
+        yield Check(name=f"rows of {source.name}", wanted=str(_wanted(source, rows)), got=str(_rows_of(db, source)))
+    wanted = sum(_wanted(source, rows) for source in stage.blend.sources)
+    yield Check(name="rows in all", wanted=str(wanted), got=str(_scalar(db, "select count(*) from facts")))
 
 
-def _provenance(db: duckdb.DuckDBPyConnection) -> Iterator[Check]:
+def _wanted(source: Source, rows: Mapping[str, int]) -> int:
+    return rows[source.name] if isinstance(source, TakenSource) and source.allow_short else source.num_examples
+
+
+def _shares(db: duckdb.DuckDBPyConnection, stage: Stage) -> Iterator[Check]:
+    total = max(1, _scalar(db, "select count(*) from facts"))
+    for source in stage.blend.sources:
+        if isinstance(source, TakenSource) and source.reported_share is not None:
+            share = f"{100 * _rows_of(db, source) / total:.1f} %"
+            yield Check(name=f"share of {source.name}, as reported", wanted=f"{source.reported_share:.1f} %", got=share)
+
+
+def _schema(db: duckdb.DuckDBPyConnection, stage: Stage) -> Check:
+    described = db.execute("describe train").fetchall()
+    got = ", ".join(f"{name} {kind}" for name, kind, *_ in described).replace('"', "")
+    return Check(name="columns", wanted=", ".join(f"{field.name} {_type(field)}" for field in schema_of(stage)), got=got)
+
+
+def _provenance(db: duckdb.DuckDBPyConnection, stage: Stage) -> Iterator[Check]:
     missing = " or ".join(f"{column} is null" for column in PROVENANCE_COLUMNS)
-    yield Check(name="rows without provenance", wanted="0", got=str(_scalar(db, f"select count(*) from train where {missing}")))
-    key = "_source_dataset, _source_subset, _source_split, _source_row"
-    query = f"select count(*) from (select {key} from train group by all having count(*) > 1)"
+    yield Check(name="rows without provenance", wanted="0", got=str(_scalar(db, f"select count(*) from facts where {missing}")))
+    query = f"select count(*) from (select {PLACE}, _source_row from facts group by all having count(*) > 1)"
     yield Check(name="rows that share their place in a source", wanted="0", got=str(_scalar(db, query)))
+    traced = _scalar(db, "select count(*) from facts where _source_row >= 0") and sum(
+        _rows_of(db, source) for source in stage.blend.sources
+    )
+    untraced = _scalar(db, "select count(*) from facts") - traced
+    yield Check(name="rows that no source of the recipe explains", wanted="0", got=str(untraced))
 
 
-def _uniqueness(db: duckdb.DuckDBPyConnection, stage: Stage) -> Iterator[Check]:
-    if any(source.kind == "hub" for source in stage.blend.sources):
-        return  # the report takes its sources as they come
-    column = _conversation_column(stage)
-    query = f"select count(*) from (select {column} from train group by all having count(*) > 1)"
-    yield Check(name="rows that stand twice", wanted="0", got=str(_scalar(db, query)))
+def _duplicates(db: duckdb.DuckDBPyConnection, stage: Stage) -> Iterator[Check]:
+    """A report's blend takes its sources as they come: there duplicates are counted, not forbidden."""
+    filters, generated = stage.blend.filters, all(not isinstance(source, TakenSource) for source in stage.blend.sources)
+    forbidden = generated or (filters is not None and filters.exact_duplicates)
+    twice = _scalar(db, "select count(*) - count(distinct conversation) from facts")
+    yield Check(name="rows that stand twice", wanted="0" if forbidden else None, got=str(twice))
 
 
-def _leakage(db: duckdb.DuckDBPyConnection, stage: Stage) -> Iterator[Check]:
-    column = _conversation_column(stage)
-    question = f"list_filter({column}, lambda message: message.role = 'user')[1].content"
-    query = f"select count(*) from (select {question} q from train intersect select {question} q from held_out)"
-    yield Check(name="questions on both sides of the split", wanted="0", got=str(_scalar(db, query)))
+def _leakage(db: duckdb.DuckDBPyConnection, stage: Stage) -> Check:
+    asked = f"select hash({_question(_conversations(stage)[0])}) from held_out"
+    query = f"select count(distinct question) from facts where question in ({asked})"
+    return Check(name="questions on both sides of the split", wanted="0", got=str(_scalar(db, query)))
 
 
 def _thoughts(db: duckdb.DuckDBPyConnection, stage: Stage) -> Iterator[Check]:
-    """Generated rows say in their form whether a thought is due: exactly one well-formed pair, or none."""
-    with_thoughts = [s.name for s in stage.blend.sources if isinstance(s, GeneratedSource) and s.form != "answer"]
-    without = [s.name for s in stage.blend.sources if s.kind == "dialogs" or (isinstance(s, GeneratedSource) and s.form == "answer")]
-    for column in ("chosen", "rejected") if stage.training.trainer == "dpo" else ("messages",):
-        reply = f"list_last({column}).content"
-        form = f"(regexp_matches({reply}, '(?s)^<think>.+</think>.+$') and len(regexp_extract_all({reply}, '</?think>')) = 2)"
-        if with_thoughts:
-            got = _scalar(db, f"select count(*) from train where list_contains(?, source) and not {form}", with_thoughts)
-            yield Check(name=f"{column} without one closed thought", wanted="0", got=str(got))
-        if without:
-            got = _scalar(
-                db, f"select count(*) from train where list_contains(?, source) and regexp_matches({reply}, '</?think>')", without
-            )
-            yield Check(name=f"{column} with a thought where none is due", wanted="0", got=str(got))
+    """Generated rows say in their form whether a thought is due; for taken ones a filter does, or the stage's name and it is measured."""
+    conversations = _conversations(stage)
+    for wanted, names in (("one", _names(stage, with_thoughts=True)), ("none", _names(stage, with_thoughts=False))):
+        for column in conversations if names else ():
+            query = f"select count(*) from facts where list_contains(?, source) and not {wanted}_in_{column}"
+            yield Check(name=f"{column} {WRONG[wanted]}", wanted="0", got=str(_scalar(db, query, names)))
+    places = [list(place) for source in stage.blend.sources if (place := _place(source)) is not None]
+    wanted = _due(stage)
+    if not places or wanted is None:
+        return
+    for column in conversations:
+        found = _scalar(db, f"select count(*) from facts where list_contains(?, [{PLACE}]) and not {wanted}_in_{column}", places)
+        required = stage.blend.filters is not None and stage.blend.filters.thoughts is not None
+        yield Check(name=f"taken {column} {WRONG[wanted]}", wanted="0" if required else None, got=str(found))
 
 
-def _conversation_column(stage: Stage) -> str:
-    return "chosen" if stage.training.trainer == "dpo" else "messages"
+WRONG = {"one": "without one closed thought", "none": "with a thought where none is due"}
+
+
+def _due(stage: Stage) -> str | None:
+    if stage.blend.filters is not None and stage.blend.filters.thoughts is not None:
+        return stage.blend.filters.thoughts
+    return {"stage1_sft": "none", "stage2_sft_think": "one"}.get(stage.name)
+
+
+def _names(stage: Stage, *, with_thoughts: bool) -> list[str]:
+    """Of the sources whose rows are made here."""
+    made = [source for source in stage.blend.sources if not isinstance(source, TakenSource)]
+    return [source.name for source in made if (isinstance(source, GeneratedSource) and source.form != "answer") == with_thoughts]

@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from trlm_core.recipes.schema import Stage
+
 Row = dict[str, Any]
 
 MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)]))
@@ -19,8 +21,17 @@ PROVENANCE = [
     pa.field("_source_split", pa.string()),
     pa.field("_source_row", pa.int64()),
 ]
+CONVERSATIONS = ("messages", "chosen", "rejected")  # columns that hold one
 CONVERSATION = pa.schema([pa.field("messages", MESSAGES), *PROVENANCE])
-PREFERENCE = pa.schema([pa.field("chosen", MESSAGES), pa.field("rejected", MESSAGES), pa.field("fault", pa.string()), *PROVENANCE])
+PREFERENCE = pa.schema([pa.field("chosen", MESSAGES), pa.field("rejected", MESSAGES), *PROVENANCE])
+FAULTY_PREFERENCE = pa.schema([pa.field("chosen", MESSAGES), pa.field("rejected", MESSAGES), pa.field("fault", pa.string()), *PROVENANCE])
+
+
+def schema_of(stage: Stage) -> pa.Schema:
+    """Of a stage's blend and of each of its sources."""
+    if stage.training.trainer == "sft":
+        return CONVERSATION
+    return FAULTY_PREFERENCE if stage.blend.faults else PREFERENCE
 
 
 def conversation(question: str, reply: str) -> list[dict[str, str]]:

@@ -7,22 +7,27 @@ DPO row:  {"prompt_ids": [...], "chosen_ids": [...], "rejected_ids": [...], "sou
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
-from trlm_core.data.rows import Row
-from trlm_core.data.shards import read_shards, write_shards
+from trlm_core.data.rows import Row, schema_of
+from trlm_core.data.shards import closing_rows, count_rows, iter_shards, writer_of
 from trlm_core.recipes.schema import Recipe, Rendering, Stage
 from trlm_core.text.tokenizer import IGNORED, Message, conversation_ids, load_tokenizer, prompt_ids, render, stage_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IDS = pa.list_(pa.int32())
 SFT_SCHEMA = pa.schema([("input_ids", IDS), ("labels", IDS), ("source", pa.string()), ("fault", pa.string())])
 DPO_SCHEMA = pa.schema([("prompt_ids", IDS), ("chosen_ids", IDS), ("rejected_ids", IDS), ("source", pa.string()), ("fault", pa.string())])
+
+
+RenderRow = Callable[[Row], Row | None]  # None: the row is dropped
 
 
 class RenderingError(ValueError):
@@ -50,9 +55,7 @@ def render_stage_dataset(store: Store, recipe: Recipe, stage: Stage, blend: Mani
         counts: Counter[str] = Counter()
         render_row = _pair_renderer(tokenizer, stage.rendering, counts) if pairs else _row_renderer(tokenizer, stage.rendering, counts)
         for split in ("train", "held_out"):
-            rendered = [row for raw in read_shards(store.folder(blend), split).to_pylist() if (row := render_row(raw)) is not None]
-            write_shards(folder, split, pa.Table.from_pylist(rendered, schema=DPO_SCHEMA if pairs else SFT_SCHEMA))
-            counts |= _counted(rendered, split)
+            counts += _rendered(store.folder(blend), folder, split, schema_of(stage), DPO_SCHEMA if pairs else SFT_SCHEMA, render_row)
         if not counts["train_rows"]:
             raise RenderingError(f"{stage.name}: wanted rows to train on, got none; {dict(counts)}; raise max_length")
         return dict(counts)
@@ -60,12 +63,28 @@ def render_stage_dataset(store: Store, recipe: Recipe, stage: Stage, blend: Mani
     return store.make(stage_dataset_spec(recipe, stage, blend, base), build)
 
 
+def _rendered(blend: Path, folder: Path, split: str, read: pa.Schema, written: pa.Schema, render_row: RenderRow) -> Counter[str]:
+    """Write one split, a batch of the blend at a time; its counts."""
+    counts = _counted([], split)
+    with closing_rows(writer_of(folder, split, written, rows=count_rows(blend, split), kind="parquet")) as writer:
+        for batch in iter_shards(blend, split, read):
+            rows = [row for raw in batch.to_pylist() if (row := render_row(raw)) is not None]
+            writer.write(pa.Table.from_pylist(rows, schema=written))
+            counts.update(_counted(rows, split))
+    return counts
+
+
 def token_counts(folder: Path) -> dict[str, int]:
     """Rows, tokens and label tokens of a stage dataset, from its shards."""
-    return dict(sum((_counted(read_shards(folder, split).to_pylist(), split) for split in ("train", "held_out")), Counter()))
+    counts: Counter[str] = Counter()
+    for split in ("train", "held_out"):
+        counts.update(_counted([], split))
+        for batch in iter_shards(folder, split):
+            counts.update(_counted(batch.to_pylist(), split))
+    return dict(counts)
 
 
-def _row_renderer(tokenizer: PreTrainedTokenizerBase, rendering: Rendering, counts: Counter[str]) -> Callable[[Row], Row | None]:
+def _row_renderer(tokenizer: "PreTrainedTokenizerBase", rendering: Rendering, counts: Counter[str]) -> RenderRow:
     def rendered(row: Row) -> Row | None:
         _check_prompt(tokenizer, row["messages"], rendering, counts, row)
         conversation = render(tokenizer, row["messages"], rendering)
@@ -77,7 +96,7 @@ def _row_renderer(tokenizer: PreTrainedTokenizerBase, rendering: Rendering, coun
     return rendered
 
 
-def _pair_renderer(tokenizer: PreTrainedTokenizerBase, rendering: Rendering, counts: Counter[str]) -> Callable[[Row], Row | None]:
+def _pair_renderer(tokenizer: "PreTrainedTokenizerBase", rendering: Rendering, counts: Counter[str]) -> RenderRow:
     """Prompts are cut from the left to max_prompt_length; a pair whose reply would lose its end is dropped and counted."""
     limit = rendering.max_prompt_length
     assert limit is not None
@@ -89,12 +108,12 @@ def _pair_renderer(tokenizer: PreTrainedTokenizerBase, rendering: Rendering, cou
         if len(prompt) + max(len(chosen), len(rejected)) > rendering.max_length:
             counts["dropped_too_long"] += 1
             return None
-        return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "source": row["source"], "fault": row["fault"]}
+        return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "source": row["source"], "fault": row.get("fault")}
 
     return rendered
 
 
-def _completion(tokenizer: PreTrainedTokenizerBase, messages: list[Message], start: int) -> list[int]:
+def _completion(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], start: int) -> list[int]:
     """The reply's ids up to and with its end-of-turn token; the template's line break after it is no part of a reply."""
     ids = conversation_ids(tokenizer, messages)[start:]
     last = max((index for index, token in enumerate(ids) if token == tokenizer.eos_token_id), default=len(ids) - 1)
@@ -102,7 +121,7 @@ def _completion(tokenizer: PreTrainedTokenizerBase, messages: list[Message], sta
 
 
 def _check_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], rendering: Rendering, counts: Counter[str], row: Row
+    tokenizer: "PreTrainedTokenizerBase", messages: list[Message], rendering: Rendering, counts: Counter[str], row: Row
 ) -> list[int]:
     """The prompt as inference sees it must be how the training text begins. The reference template fails this, and is counted."""
     prompt = prompt_ids(tokenizer, messages[:-1])

@@ -12,9 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
-from trlm_core.artifacts.store import Spec, Store
+from trlm_core.artifacts.store import Store
 from trlm_core.data.rows import conversation
 from trlm_core.data.shards import read_shards
 from trlm_core.evals.held_out import (
@@ -27,6 +26,7 @@ from trlm_core.evals.held_out import (
     token_log_probs,
 )
 from trlm_core.evals.reasoning import ScoredReply, estimate, score
+from trlm_core.evals.specs import held_out_spec, replies_spec
 from trlm_core.evals.suites import Question, read_questions
 from trlm_core.inference.generate import generate_replies
 from trlm_core.recipes.execution import Execution
@@ -46,27 +46,6 @@ class HeldOut(BaseModel):
     stage: str
     loss: HeldOutLoss
     preferences: list[Preferences]  # empty for SFT
-
-
-def replies_spec(
-    recipe: Recipe,
-    evaluation: Evaluation,
-    subject: str,
-    checkpoint: Fingerprinted,
-    questions: Fingerprinted,
-    rendering: Rendering,
-    *,
-    shots: bool,
-) -> Spec:
-    identity = {
-        "made_by": "harness/1",
-        "max_new_tokens": evaluation.max_new_tokens,
-        "precision": evaluation.precision,
-        "few_shot": shots,
-        "template": chat_template(rendering),
-    }
-    inputs = {"checkpoint": checkpoint.fingerprint, "questions": questions.fingerprint}
-    return Spec("evals", recipe.name, subject, identity, inputs, recipe.model_dump(mode="json"))
 
 
 def answer_questions(
@@ -113,12 +92,6 @@ def summary(replies: list[ScoredReply]) -> dict[str, Any]:
     """Means with standard errors, over the families that were trained on and over those that were not."""
     groups = {"trained": [r for r in replies if r.trained_on], "unseen": [r for r in replies if not r.trained_on]}
     return {name: _group_summary(group) for name, group in groups.items() if group}
-
-
-def held_out_spec(recipe: Recipe, stage: Stage, checkpoint: Fingerprinted, start: Fingerprinted, dataset: Fingerprinted) -> Spec:
-    identity = {"made_by": "held_out/1", "beta": stage.training.beta if isinstance(stage.training, DPOTraining) else None}
-    inputs = {"checkpoint": checkpoint.fingerprint, "start": start.fingerprint, "dataset": dataset.fingerprint}
-    return Spec("evals", recipe.name, f"{stage.name}-held-out", identity, inputs, recipe.model_dump(mode="json"))
 
 
 def score_held_out(

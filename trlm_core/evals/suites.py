@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from trlm_core.artifacts.manifest import Manifest
-from trlm_core.artifacts.store import Spec, Store
+from trlm_core.artifacts.store import Store
 from trlm_core.data.generated.draw import draw_problems
 from trlm_core.data.generated.problem import Problem
 from trlm_core.data.split import is_held_out, seed_of
+from trlm_core.evals.specs import questions_spec
 from trlm_core.recipes.schema import Evaluation, Recipe
 
 QUESTIONS = "questions.jsonl"
@@ -34,18 +35,6 @@ class Question(BaseModel):
     answer_kind: str
     trained_on: bool  # the family, never the question
     shots: list[tuple[str, str]]  # solved questions of the same family, from the training side
-
-
-def questions_spec(recipe: Recipe, evaluation: Evaluation) -> Spec:
-    asked = evaluation.model_dump(mode="json", include={"seed", "families", "unseen_families", "questions_per_family", "few_shot"})
-    families = (*evaluation.families, *evaluation.unseen_families)
-    identity = {
-        "made_by": "suites/1",
-        "asked": asked,
-        "sizes": {family: recipe.families[family] for family in families},
-        "revision": recipe.generator,
-    }
-    return Spec("datasets", recipe.name, "questions", identity, {}, recipe.model_dump(mode="json"))
 
 
 def make_questions(store: Store, recipe: Recipe, evaluation: Evaluation) -> Manifest:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from trlm_core.recipes.lock import pinned, read_lock
 from trlm_core.recipes.schema import Recipe
 
 RECIPES = Path(__file__).parent
@@ -26,14 +27,28 @@ def overlay_names(recipe: str, kind: str) -> list[str]:
     return sorted(path.stem for path in (RECIPES / recipe / kind).glob("*.yaml"))
 
 
-def load_recipe(name: str, *, variant: str | None = None, budget: str | None = None, settings: Iterable[str] = ()) -> Recipe:
-    """The recipe of this name, or of a YAML file at this path. Raises RecipeError."""
+def load_recipe(
+    name: str,
+    *,
+    variant: str | None = None,
+    budget: str | None = None,
+    settings: Iterable[str] = (),
+    pins: Mapping[str, str] | None = None,
+) -> Recipe:
+    """The recipe of this name, or of a YAML file at this path, its revisions pinned by its lock, or by `pins`. Raises RecipeError."""
     tree = _read_yaml(_recipe_file(name))
     for kind, chosen in (("variants", variant), ("budgets", budget)):
         tree = merged(tree, _overlay(name, kind, chosen))
     for setting in settings:
         tree = with_setting(tree, setting)
+    tree = pinned(tree, read_lock(lock_path(name)) if pins is None else pins)
     return parse_recipe(tree, where=name)
+
+
+def lock_path(name: str) -> Path:
+    """Beside the recipe: lock.yaml of one that comes with trlm, mine.lock.yaml of mine.yaml."""
+    path = _recipe_file(name)
+    return path.with_name("lock.yaml") if path.parent.parent == RECIPES else path.with_suffix(".lock.yaml")
 
 
 def parse_recipe(tree: Mapping[str, Any], *, where: str) -> Recipe:

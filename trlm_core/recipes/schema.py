@@ -72,28 +72,94 @@ class DialogSource(RecipePart):
         return "everyday-dialogs"
 
 
-class HubSource(RecipePart):
-    """One split of a Hub dataset, the first rows of it as the report takes them."""
+class TakenSource(RecipePart):
+    """Rows that exist already and are taken down to a count."""
 
-    kind: Literal["hub"]
-    repo: str
-    subset: str | None
-    split: str
-    revision: Revision
+    revision: Revision  # a commit (Hub) or `sha256:...` (files); a name is resolved by `trlm recipe lock`
     num_examples: PositiveInt
+    sampling: Literal["head", "row_groups", "reservoir"]  # the first rows; whole row groups, drawn; single rows, drawn (reads the split)
+    allow_short: bool  # take fewer where the source has fewer
     drop: tuple[str, ...] = Field(strict=False)  # columns
     rename: dict[str, str]  # old -> new column
-
-    @property
-    def name(self) -> str:
-        return self.split.lower() if self.subset else self.repo.rsplit("/", 1)[-1].lower()[:64]
+    reported_share: Annotated[float, Field(gt=0, le=100)] | None  # percent of the blend in the report's tables; checked
 
     @property
     def num_held_out(self) -> int:
         return 0
 
 
-Source = Annotated[GeneratedSource | DialogSource | HubSource, Field(discriminator="kind")]
+class HubSource(TakenSource):
+    """One split of a Hub dataset."""
+
+    kind: Literal["hub"]
+    repo: str
+    subset: str | None
+    split: str
+
+    @property
+    def name(self) -> str:
+        return self.split.lower() if self.subset else self.repo.rsplit("/", 1)[-1].lower()[:64]
+
+
+class FileSource(TakenSource):
+    """Files of one kind in a folder or a bucket, in the order of their names."""
+
+    kind: Literal["files"]
+    name: Name
+    address: str  # a file, or a pattern: data/*.parquet, s3://bucket/prefix/*.jsonl
+    format: Literal["parquet", "json", "arrow"]  # json: an object a line
+
+    @model_validator(mode="after")
+    def _json_has_no_row_groups(self) -> Self:
+        if self.format == "json" and self.sampling == "row_groups":
+            raise ValueError("wanted sampling: head or reservoir with format: json, which has no row groups")
+        return self
+
+
+Source = Annotated[GeneratedSource | DialogSource | HubSource | FileSource, Field(discriminator="kind")]
+
+
+class NearDuplicates(RecipePart):
+    """MinHash over shingles of words (Broder 1997)."""
+
+    threshold: Share  # estimated Jaccard similarity from which two rows count as one
+    permutations: PositiveInt
+    shingle: PositiveInt  # words
+
+
+class Benchmark(RecipePart):
+    """A Hub split whose questions no training row may contain."""
+
+    repo: str
+    subset: str | None  # "*": the split of every subset
+    split: str
+    revision: Revision
+    columns: tuple[str, ...] = Field(min_length=1, strict=False)  # that hold the question; lists of strings are joined
+
+    @property
+    def name(self) -> str:
+        subset = [self.subset] if self.subset is not None and self.subset != "*" else []
+        return "-".join([self.repo.rsplit("/", 1)[-1], *subset, self.split]).lower()[:64]
+
+
+class Contamination(RecipePart):
+    """N-gram overlap with the evaluation benchmarks, as in Tulu 3 (arXiv 2411.15124, section 3.2)."""
+
+    ngram: PositiveInt  # words
+    min_overlap: Share  # of a benchmark question's words that a row's matching n-grams cover
+    benchmarks: tuple[Benchmark, ...] = Field(min_length=1, strict=False)
+
+
+class Filters(RecipePart):
+    """What keeps a row of a taken source out of the blend; another row of the same source takes its place."""
+
+    turns: bool  # an empty turn, or turns that do not alternate user, assistant (after at most one system turn) to end in a reply
+    thoughts: Literal["one", "none"] | None  # well-formed `<think>` pairs in every reply
+    max_tokens: PositiveInt | None  # of a row's turns, by the base's tokenizer, without the template
+    exact_duplicates: bool
+    near_duplicates: NearDuplicates | None
+    contamination: Contamination | None
+    spares: Share  # rows read beyond a source's count, as a share of it, to replace duplicates of other sources
 
 
 class Blend(RecipePart):
@@ -101,6 +167,8 @@ class Blend(RecipePart):
     faults: tuple[str, ...] = Field(strict=False)  # kinds of fault in the rejected traces that are trained on; empty but for pairs
     unseen_faults: tuple[str, ...] = Field(strict=False)  # kinds that only held-out pairs carry
     max_tokens: PositiveInt | None  # a generated row that is longer is dropped and another drawn
+    filters: Filters | None  # of taken sources
+    parquet_from: NonNegativeInt  # rows from which a blend is parquet shards; a smaller one is JSON lines
     sources: tuple[Source, ...] = Field(min_length=1, strict=False)
 
     @model_validator(mode="after")
@@ -109,6 +177,8 @@ class Blend(RecipePart):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"wanted every source once, got {', '.join(twice)} twice; add up their num_examples")
+        if self.filters and not any(isinstance(source, TakenSource) for source in self.sources):
+            raise ValueError("wanted filters: null where every source is generated: those rows are checked as they are drawn")
         if set(self.faults) & set(self.unseen_faults):
             raise ValueError(f"wanted unseen_faults outside faults, got {sorted(set(self.faults) & set(self.unseen_faults))} in both")
         return self

@@ -1,12 +1,13 @@
 """Tables of what was built, from recipe and manifests: composition and checks of a blend, settings, environment, artifacts."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.provenance import machine
 from trlm_core.artifacts.store import Store
+from trlm_core.data.blend import read_checks
+from trlm_core.data.checks import Check
 from trlm_core.recipes.schema import Recipe, Source, Stage
 from trlm_core.reports.compare import STAGE_LABELS, subject_label
 from trlm_core.reports.results import RunResults, StageResult
@@ -24,7 +25,7 @@ def artifacts(results: RunResults) -> dict[str, Manifest]:
 
 
 def blend_tables(store: Store, each: StageResult) -> list[Table]:
-    checks = json.loads((store.folder(each.blend) / "checks.json").read_text())
+    checks = read_checks(store.folder(each.blend))
     return [_composition(each, checks), _checks(each, checks)]
 
 
@@ -82,14 +83,15 @@ def byte_words(size: int) -> str:
     return f"{value:,.1f} {UNITS[unit]}" if unit else f"{size} B"
 
 
-def _composition(each: StageResult, checks: list[dict[str, Any]]) -> Table:
+def _composition(each: StageResult, checks: list[Check]) -> Table:
     counts = each.blend.counts["sources"]
-    passed = {check["name"]: check["passed"] for check in checks}
+    passed = {check.name: check.passed for check in checks}
+    required = [check for check in checks if check.wanted is not None]
     total = sum(count["train"] for count in counts.values())
     rows = tuple(_composition_row(source, counts[source.name], total, passed) for source in each.stage.blend.sources)
     caption = (
         f"Blend of {STAGE_LABELS[each.stage.name]}: {each.blend.counts['rows']:,} rows; "
-        f"{sum(check['passed'] for check in checks)} of {len(checks)} checks passed."
+        f"{sum(check.passed for check in required)} of {len(required)} checks passed."
     )
     return Table(caption, ("source", "requested", "kept", "held out", "share, %", "dropped", "count check"), rows)
 
@@ -107,13 +109,14 @@ def _composition_row(source: Source, count: Mapping[str, Any], total: int, passe
     )
 
 
-def _checks(each: StageResult, checks: list[dict[str, Any]]) -> Table:
-    rows = tuple(
-        (Cell(check["name"]), number(check["wanted"]), number(check["got"]), verdict(check["passed"], "passed", "failed"))
-        for check in checks
-    )
+def _checks(each: StageResult, checks: list[Check]) -> Table:
+    rows = tuple((Cell(check.name), number(check.wanted or ""), number(check.got), _check_verdict(check)) for check in checks)
     label = STAGE_LABELS[each.stage.name]
     return Table(f"Checks over the finished shards of {label}.", ("check", "wanted", "got", ""), rows, folded=f"All checks of {label}")
+
+
+def _check_verdict(check: Check) -> Cell:
+    return Cell(check.verdict) if check.wanted is None else verdict(check.passed, "passed", "failed")
 
 
 def _stage_settings(recipe: Recipe) -> Table:

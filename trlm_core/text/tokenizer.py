@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from trlm_core.recipes.schema import Rendering
 from trlm_core.text.templates import chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]  # {"role": "user", "content": "What is 4 + 3?"}
 IGNORED = -100  # the label of a token that carries no loss
@@ -20,11 +21,13 @@ class RenderedConversation:
     labels: list[int]  # IGNORED where no loss is wanted, not shifted
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer  # torch: seconds and 250 MB that a blend need not cost
+
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
-def stage_tokenizer(base: PreTrainedTokenizerBase, added: Sequence[str], rendering: Rendering) -> PreTrainedTokenizerBase:
+def stage_tokenizer(base: "PreTrainedTokenizerBase", added: Sequence[str], rendering: Rendering) -> "PreTrainedTokenizerBase":
     """The base's tokenizer with the special tokens that this stage and those before it add, and this stage's template. Changes `base`."""
     if added:
         base.add_special_tokens({"additional_special_tokens": list(added)}, replace_extra_special_tokens=False)
@@ -32,7 +35,7 @@ def stage_tokenizer(base: PreTrainedTokenizerBase, added: Sequence[str], renderi
     return base
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], rendering: Rendering) -> RenderedConversation:
+def render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], rendering: Rendering) -> RenderedConversation:
     """Token ids of a whole conversation and their labels, cut to max_length from the right.
 
     `loss_on: assistant` takes what the template marks as generated: the replies and their end-of-turn token.
@@ -45,15 +48,15 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], renderin
     return RenderedConversation(ids, [token if kept else IGNORED for token, kept in zip(ids, mask, strict=True)])
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:
     """Token ids up to and with the generation prompt: the place where a reply begins."""
     return _templated(tokenizer, messages, add_generation_prompt=True)["input_ids"]
 
 
-def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+def conversation_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:
     return _templated(tokenizer, messages)["input_ids"]
 
 
-def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **options: Any) -> dict[str, list[int]]:
+def _templated(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], **options: Any) -> dict[str, list[int]]:
     out: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
     return {key: list(value) for key, value in out.items()}

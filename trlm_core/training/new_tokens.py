@@ -10,22 +10,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
-from trlm_core.artifacts.store import Spec, Store
+from trlm_core.artifacts.store import Store
 from trlm_core.data.shards import read_shards
 from trlm_core.recipes.schema import NewTokens, Recipe, Stage
 from trlm_core.text.tokenizer import load_tokenizer
 from trlm_core.training.checkpoint import load_model, save_checkpoint
-
-ROWS = 64  # of the stage dataset that show where the tokens are due
-
-
-def start_spec(recipe: Recipe, stage: Stage, dataset: Fingerprinted, parent: Fingerprinted) -> Spec:
-    assert stage.rendering.new_tokens is not None
-    identity = {"made_by": "new_tokens/1", "new_tokens": stage.rendering.new_tokens.model_dump(mode="json"), "rows": ROWS}
-    inputs = {"parent": parent.fingerprint, "dataset": dataset.fingerprint}
-    return Spec("checkpoints", recipe.name, f"{stage.name}-start", identity, inputs, recipe.model_dump(mode="json"))
+from trlm_core.training.specs import ROWS_FOR_NEW_TOKENS, start_spec
 
 
 def make_start(store: Store, recipe: Recipe, stage: Stage, dataset: Manifest, parent: Manifest) -> Manifest:
@@ -40,7 +31,7 @@ def make_start(store: Store, recipe: Recipe, stage: Stage, dataset: Manifest, pa
         ids = [tokenizer.get_vocab()[token] for token in new_tokens.tokens]
         grow_embeddings(model, len(tokenizer), ids)
         if new_tokens.start == "due_place":
-            rows = read_shards(store.folder(dataset), "train").slice(0, ROWS).to_pylist()
+            rows = read_shards(store.folder(dataset), "train").slice(0, ROWS_FOR_NEW_TOKENS).to_pylist()
             move_to_due_places(model, [row["input_ids"] for row in rows], ids, margin_of(new_tokens))
         save_checkpoint(model, tokenizer, folder)
         return {"vocabulary": len(tokenizer), "new_tokens": len(ids)}

@@ -4,21 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
-from trlm_core.artifacts.store import Spec, Store
+from trlm_core.artifacts.store import Store
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import Recipe, Stage
 from trlm_core.tracking import RunAddress
 from trlm_core.training.checkpoint import history_counts, read_history
 from trlm_core.training.launch import run_training
+from trlm_core.training.specs import checkpoint_spec
 from trlm_core.training.watch import Progress
-
-
-def checkpoint_spec(recipe: Recipe, stage: Stage, dataset: Fingerprinted, start: Fingerprinted) -> Spec:
-    identity = {"made_by": "training/1", "training": stage.training.model_dump(mode="json")}
-    inputs = {"dataset": dataset.fingerprint, "start": start.fingerprint}
-    return Spec("checkpoints", recipe.name, stage.name, identity, inputs, recipe.model_dump(mode="json"))
 
 
 def train_stage(

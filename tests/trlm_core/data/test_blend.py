@@ -1,7 +1,6 @@
 """Blends of the tiny recipe, end to end: counts, order, provenance, the checks that stop a wrong one, and the card."""
 
 import itertools
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -16,8 +15,9 @@ import yaml
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
 from trlm_core.base_model import make_base
-from trlm_core.data.blend import BlendError, assemble, blend_spec
+from trlm_core.data.blend import BlendError, assemble, blend_spec, read_checks
 from trlm_core.data.checks import run_checks
+from trlm_core.data.rows import CONVERSATION, schema_of
 from trlm_core.data.shards import read_shards, shard_paths, write_shards
 from trlm_core.data.sources import read_source
 from trlm_core.data.split import is_held_out
@@ -96,7 +96,7 @@ def test_the_same_recipe_gives_the_same_bytes_in_another_store(built: Any, store
 def test_another_seed_gives_other_rows_in_another_order(built: Any, store: Store, changed_recipe: Callable[..., Recipe]):
     again = _built_again(store, changed_recipe(**{"stages.1.blend.seed": 77}), "stage2_sft_think")
     assert again.fingerprint != built.stages["stage2_sft_think"].blend.fingerprint
-    questions = {row["messages"][0]["content"] for row in read_shards(store.folder(again), "train").to_pylist()}
+    questions = {row["messages"][0]["content"] for row in read_shards(store.folder(again), "train", CONVERSATION).to_pylist()}
     assert questions != {_question(row) for row in _rows(built, "stage2_sft_think")}
 
 
@@ -107,9 +107,9 @@ def test_another_learning_rate_is_the_same_blend(built: Any, changed_recipe: Cal
 
 
 def test_all_checks_pass_and_are_kept_beside_the_shards(built: Any, stage: str):
-    checks = json.loads((built.folder(built.stages[stage].blend) / "checks.json").read_text())
-    assert all(check["passed"] for check in checks)
-    assert built.stages[stage].blend.counts["checks_passed"] == len(checks) >= 7
+    checks = read_checks(built.folder(built.stages[stage].blend))
+    assert all(check.passed for check in checks)
+    assert built.stages[stage].blend.counts["checks_passed"] == sum(check.wanted is not None for check in checks) >= 7
 
 
 def _doubled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -174,8 +174,8 @@ def test_a_blend_that_fails_a_check_stops_with_wanted_and_got_and_leaves_nothing
     recipe = changed_recipe(**{"stages.1.blend.sources.0.num_examples": 17})
     sources = [_copied(built, store, source) for source in built.stages["stage2_sft_think"].sources]
     with pytest.raises(BlendError, match="rows of chain_sum-trace: wanted 17, got 16"):
-        assemble(store, recipe, recipe.stage("stage2_sft_think"), sources)
-    assert [manifest.group for manifest in store.manifests()] == ["sources", "sources"]
+        assemble(store, recipe, recipe.stage("stage2_sft_think"), sources, make_base(store, recipe.base))
+    assert [manifest.group for manifest in store.manifests()] == ["bases", "sources", "sources"]
 
 
 def test_the_card_s_metadata_is_yaml_that_names_both_splits(built: Any, stage: str):
@@ -205,12 +205,13 @@ def test_shards_part_a_long_split_in_order_and_an_empty_split_keeps_its_schema(t
     assert read_shards(tmp_path, "train").equals(rows)
     write_shards(tmp_path, "held_out", rows.slice(0, 0))
     assert read_shards(tmp_path, "held_out").schema == rows.schema
-    with pytest.raises(FileNotFoundError, match="wanted shards test-"):
+    with pytest.raises(FileNotFoundError, match="wanted shards of test, got none"):
         shard_paths(tmp_path, "test")
 
 
 def _rows(built: Any, stage: str, split: str = "train") -> list[dict[str, Any]]:
-    return read_shards(built.folder(built.stages[stage].blend), split).to_pylist()
+    made = built.stages[stage]
+    return read_shards(built.folder(made.blend), split, schema_of(made.stage)).to_pylist()
 
 
 def _question(row: dict[str, Any]) -> str:
@@ -219,7 +220,7 @@ def _question(row: dict[str, Any]) -> str:
 
 def _built_again(store: Store, recipe: Recipe, name: str) -> Manifest:
     stage, base = recipe.stage(name), make_base(store, recipe.base)
-    return assemble(store, recipe, stage, [read_source(store, recipe, stage, source, base) for source in stage.blend.sources])
+    return assemble(store, recipe, stage, [read_source(store, recipe, stage, source, base) for source in stage.blend.sources], base)
 
 
 def _copied(built: Any, store: Store, manifest: Manifest) -> Manifest:
@@ -231,8 +232,10 @@ def _failed_after(built: Any, tmp_path: Path, stage: str, split: str, corrupt: C
     """Names of the checks that fail once the rows of a split have been corrupted."""
     folder = tmp_path / "blend"
     shutil.copytree(built.folder(built.stages[stage].blend), folder)
-    before = read_shards(folder, split)
+    made = built.stages[stage]
+    before = read_shards(folder, split, schema_of(made.stage))
     for path in shard_paths(folder, split):
         Path(path).unlink()
-    write_shards(folder, split, pa.Table.from_pylist(corrupt(before.to_pylist()), schema=before.schema))
-    return [check.name for check in run_checks(folder, built.stages[stage].stage) if not check.passed]
+    write_shards(folder, split, pa.Table.from_pylist(corrupt(before.to_pylist()), schema=before.schema), "json")
+    rows = {name: count["train"] for name, count in made.blend.counts["sources"].items()}
+    return [check.name for check in run_checks(folder, made.stage, rows) if not check.passed]

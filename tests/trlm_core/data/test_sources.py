@@ -12,6 +12,7 @@ from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
 from trlm_core.base_model import make_base
 from trlm_core.data.blend import assemble
+from trlm_core.data.revisions import files_revision
 from trlm_core.data.shards import read_shards
 from trlm_core.data.sources import SourceError, check_sources, read_source, source_spec
 from trlm_core.data.stage_dataset import render_stage_dataset
@@ -88,7 +89,8 @@ def hub_recipe(hub: Path, changed_recipe: Callable[..., Recipe]) -> Callable[...
     """The tiny recipe whose stages 1 and 3 read the folder as a Hub repository."""
 
     def make(*, count: int = 8, **changes: Any) -> Recipe:
-        shared = {"kind": "hub", "repo": str(hub), "revision": "main", "num_examples": count, "rename": {}}
+        shared = {"kind": "hub", "repo": str(hub), "revision": files_revision(f"{hub}/**/*"), "num_examples": count, "rename": {}}
+        shared |= {"sampling": "head", "allow_short": False, "reported_share": None}
         sft = [
             {**shared, "subset": "SFT", "split": split, "drop": ["chat_template_kwargs"]}
             for split in ("everyday_no_think", "summarize_no_think")
@@ -111,7 +113,7 @@ def hub_recipe(hub: Path, changed_recipe: Callable[..., Recipe]) -> Callable[...
 def test_a_hub_split_gives_its_first_rows_in_order_with_their_provenance(hub: Path, hub_recipe: Callable[..., Recipe], store: Store):
     manifest, rows = _read(store, hub_recipe(), 0, 0)
     assert manifest.name == "everyday_no_think"
-    assert manifest.counts == {"train": 8, "held_out": 0, "dropped": {}}
+    assert manifest.counts == {"train": 8, "held_out": 0, "spare": 0, "read": 9, "dropped": {}}
     assert rows[0] == {
         "messages": turns("everyday_no_think 0?", "0"),
         "source": "smoltalk-everyday",
@@ -130,8 +132,8 @@ def test_a_row_without_a_source_is_given_its_split_s_name(hub_recipe: Callable[.
 
 def test_columns_are_dropped_and_renamed_as_the_recipe_says(hub_recipe: Callable[..., Recipe], store: Store):
     _, rows = _read(store, hub_recipe(), 2, 0)
-    assert set(rows[0]) == {"chosen", "rejected", "fault", "source", "_source_dataset", "_source_subset", "_source_split", "_source_row"}
-    assert (rows[0]["source"], rows[0]["fault"]) == ("olmo-mix", None)
+    assert set(rows[0]) == {"chosen", "rejected", "source", "_source_dataset", "_source_subset", "_source_split", "_source_row"}
+    assert rows[0]["source"] == "olmo-mix"
     assert (rows[4]["chosen"], rows[4]["rejected"]) == (turns("4 + 1?", "5"), turns("4 + 1?", "4"))
 
 
@@ -139,7 +141,7 @@ def test_columns_are_dropped_and_renamed_as_the_recipe_says(hub_recipe: Callable
 def test_a_blend_of_hub_splits_passes_its_checks_and_is_rendered(number: int, hub_recipe: Callable[..., Recipe], store: Store):
     recipe = hub_recipe()
     stage, base = recipe.stages[number], make_base(store, recipe.base)
-    blend = assemble(store, recipe, stage, [read_source(store, recipe, stage, source, base) for source in stage.blend.sources])
+    blend = assemble(store, recipe, stage, [read_source(store, recipe, stage, source, base) for source in stage.blend.sources], base)
     dataset = render_stage_dataset(store, recipe, stage, blend, base)
     assert dataset.counts["train_rows"] == 8 * len(stage.blend.sources)
 
@@ -244,8 +246,8 @@ def test_another_version_of_a_pinned_package_is_an_error(changed_recipe: Callabl
 
 
 def test_hub_sources_are_refused_while_the_hub_is_switched_off(hub_recipe: Callable[..., Recipe]):
-    with pytest.raises(SourceError, match="wanted the Hub for 3 sources, got HF_HUB_OFFLINE set; unset it"):
-        check_sources(hub_recipe())
+    with pytest.raises(SourceError, match="wanted the Hub for 1 sources, got HF_HUB_OFFLINE set; unset it"):
+        check_sources(hub_recipe(repo="owner/pairs"))
 
 
 def _read(store: Store, recipe: Recipe, number: int, source: int) -> tuple[Manifest, list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ import pytest
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.base_model import make_base
-from trlm_core.data.rows import CONVERSATION, PREFERENCE, conversation
+from trlm_core.data.rows import CONVERSATION, FAULTY_PREFERENCE, conversation, schema_of
 from trlm_core.data.shards import read_shards, write_shards
 from trlm_core.data.stage_dataset import RenderingError, render_stage_dataset, stage_dataset_spec
 from trlm_core.recipes.schema import Recipe
@@ -30,7 +30,7 @@ def rendered(store: Store, changed_recipe: Callable[..., Recipe]) -> Callable[..
     def render(number: int, rows: list[dict[str, Any]], **leaves: Any) -> tuple[Manifest, list[dict[str, Any]], Any]:
         recipe = changed_recipe(**{f"stages.{number}.rendering.{key}": value for key, value in leaves.items()})
         stage, base = recipe.stages[number], make_base(store, recipe.base)
-        schema = PREFERENCE if stage.training.trainer == "dpo" else CONVERSATION
+        schema = FAULTY_PREFERENCE if stage.training.trainer == "dpo" else CONVERSATION
 
         def build(folder: Path) -> dict[str, Any]:
             write_shards(folder, "train", pa.Table.from_pylist([{**PLACE, **row} for row in rows], schema=schema))
@@ -152,7 +152,7 @@ def test_the_tokenizer_lies_beside_its_rows_with_the_tokens_of_this_stage_and_th
 def test_a_blend_s_both_splits_are_rendered_row_by_row(built: Any):
     for stage in built.stages.values():
         for split in ("train", "held_out"):
-            blend, dataset = (read_shards(built.folder(each), split) for each in (stage.blend, stage.dataset))
+            blend, dataset = (read_shards(built.folder(each), split, schema_of(stage.stage)) for each in (stage.blend, stage.dataset))
             assert blend["source"].to_pylist() == dataset["source"].to_pylist()
 
 

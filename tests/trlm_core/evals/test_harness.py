@@ -8,9 +8,11 @@ import pytest
 
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
+from trlm_core.data.rows import schema_of
 from trlm_core.data.shards import read_shards
 from trlm_core.data.split import is_held_out
-from trlm_core.evals.harness import answer_questions, held_out_spec, read_held_out, read_replies, replies_spec, score_held_out
+from trlm_core.evals.harness import answer_questions, read_held_out, read_replies, score_held_out
+from trlm_core.evals.specs import held_out_spec, replies_spec
 from trlm_core.evals.suites import SuiteError, make_questions, questions_spec, read_questions
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import Evaluation, Recipe
@@ -48,7 +50,7 @@ def test_questions_are_all_held_out_and_in_no_blend_and_their_shots_are_not(buil
     trained = {
         row["messages" if "messages" in row else "chosen"][0]["content"]
         for stage in built.stages.values()
-        for row in read_shards(built.folder(stage.blend), "train").to_pylist()
+        for row in read_shards(built.folder(stage.blend), "train", schema_of(stage.stage)).to_pylist()
     }
     assert all(is_held_out(question.question) for question in asked)
     assert not {question.question for question in asked} & trained

@@ -35,7 +35,7 @@ def test_a_recipe_survives_its_own_dump(tiny_recipe: Recipe):
         ("trlm-135m-local", {"budget": "endless"}, ["trlm-135m-local", "wanted budget", "got 'endless'"]),
     ],
 )
-def test_an_unknown_recipe_variant_or_budget_is_named_with_the_choices(name: str, options: dict[str, str], said: list[str]):
+def test_an_unknown_recipe_variant_or_budget_is_named_with_the_choices(name: str, options: dict[str, Any], said: list[str]):
     _says(said, lambda: load_recipe(name, **options))
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from trlm_core.artifacts.manifest import Manifest, now
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import DPOTraining, Recipe, ReportedExecution, SFTTraining
-from trlm_core.training.stage import checkpoint_spec
+from trlm_core.training.specs import checkpoint_spec
 
 
 def manifest(fingerprint: str) -> Manifest:

@@ -51,6 +51,8 @@ def stage_tree(name: str, parent: str) -> dict[str, Any]:
         "faults": ["wrong_result"] if pairs else [],
         "unseen_faults": ["misread"] if pairs else [],
         "max_tokens": 96,
+        "filters": None,
+        "parquet_from": 20_000,
         "sources": sources,
     }
     rendering = {
@@ -130,7 +132,7 @@ class Run:
 
     def blend(self, name: str) -> Manifest:
         counts = {source.name: {"train": 8, "held_out": 2, "dropped": {"too_long": 3}} for source in self.recipe.stage(name).blend.sources}
-        checks = [{"name": f"rows of {source}", "wanted": "8", "got": "8", "passed": True} for source in counts]
+        checks = [{"name": f"rows of {source}", "wanted": "8", "got": "8"} for source in counts]
         return self.artifact("datasets", name, {"checks.json": json.dumps(checks)}, {"rows": 16, "sources": counts})
 
     def held_out(self, name: str) -> Manifest:

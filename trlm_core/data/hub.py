@@ -1,0 +1,125 @@
+"""The Hub, through its own clients: the commit of a revision, the files of a split, what a repository's card says.
+
+No code of a repository is ever run: `datasets` resolves files and reads none here. The token is the clients' own business (HF_TOKEN).
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from trlm_core.data.errors import SourceConnectionError, SourceError
+
+Result = TypeVar("Result")
+RepoKind = Literal["dataset", "model"]
+READABLE = ("parquet", "json", "arrow")
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """Paths in the split's order: hf://datasets/owner/name@commit/SFT/a-00000-of-00002.parquet, or files of a local folder."""
+
+    paths: tuple[str, ...]
+    format: str
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a repository's card says of its use."""
+
+    license: str | None
+    languages: tuple[str, ...]
+
+
+def commit_of(repo: str, revision: str, kind: RepoKind = "dataset") -> str:
+    """The 40 hexadecimal digits that a branch or tag names now. Raises SourceError, SourceConnectionError."""
+    from huggingface_hub import HfApi
+
+    info = _asked(lambda: HfApi().repo_info(repo, revision=revision, repo_type=kind), f"{repo}@{revision}")
+    return str(info.sha)
+
+
+@functools.lru_cache(maxsize=256)
+def split_files(repo: str, subset: str | None, split: str, revision: str) -> SplitFiles:
+    """Files of one split at a commit (or of a folder). Raises SourceError where there is no such subset or split."""
+    import datasets
+
+    where = f"{repo}{f' / {subset}' if subset else ''} @ {revision[:12]}"
+    asked: dict[str, Any] = {} if Path(repo).is_dir() else {"revision": revision}
+    builder = _asked(lambda: datasets.load_dataset_builder(repo, subset, **asked), where)
+    found: dict[str, Any] = {str(name): files for name, files in (builder.config.data_files or {}).items()}
+    if split not in found:
+        raise SourceError(f"{where}: wanted the split {split}, got {', '.join(sorted(found)) or 'none'}")
+    if builder.info.builder_name not in READABLE:
+        raise SourceError(f"{where} / {split}: wanted files of {', '.join(READABLE)}, got {builder.info.builder_name}")
+    return SplitFiles(tuple(str(path) for path in found[split]), str(builder.info.builder_name))
+
+
+def subsets_of(repo: str, revision: str) -> list[str]:
+    import datasets
+
+    return [str(name) for name in _asked(lambda: datasets.get_dataset_config_names(repo, revision=revision), repo)]
+
+
+@functools.lru_cache(maxsize=64)
+def terms_of(repo: str, revision: str) -> Terms:
+    from huggingface_hub import DatasetCard, HfApi
+
+    readme = Path(repo) / "README.md"
+    if readme.is_file():
+        card: Any = DatasetCard.load(readme, ignore_metadata_errors=True).data
+    else:
+        card = None if Path(repo).is_dir() else _asked(lambda: HfApi().dataset_info(repo, revision=revision), repo).card_data
+    told = card.to_dict() if card is not None else {}
+    languages = told.get("language") or []
+    return Terms(_plain(told.get("license")), tuple([languages] if isinstance(languages, str) else [str(each) for each in languages]))
+
+
+def _plain(value: Any) -> str | None:
+    return ", ".join(str(each) for each in value) if isinstance(value, list) else (str(value) if value else None)
+
+
+def _asked(call: Callable[[], Result], where: str) -> Result:
+    """The clients' many errors as our two. Theirs say nothing of a token."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return call()
+    except OfflineModeIsEnabled as error:
+        raise SourceError(f"{where}: wanted the Hub, got HF_HUB_OFFLINE set; unset it") from error
+    except HfHubHTTPError as error:
+        raise told(error, where) from error
+    except httpx2.TransportError as error:
+        raise SourceConnectionError(f"{where}: wanted an answer of the Hub, got {type(error).__name__}: {error}") from error
+    except ConnectionError as error:
+        raise SourceConnectionError(f"{where}: wanted an answer of the Hub, got {error}") from error
+    except (ValueError, FileNotFoundError) as error:  # `datasets`: no such subset, no data files
+        raise _cause_told(error, where) from error
+
+
+def told(error: Any, where: str) -> SourceError | SourceConnectionError:
+    """What an answer of the Hub means for the user."""
+    status = error.response.status_code
+    if status in {401, 403}:
+        return SourceError(f"{where}: wanted access, the Hub says {status}; set HF_TOKEN to a token that may read it, or accept its terms")
+    if status == 404:
+        return SourceError(f"{where}: wanted a repository, revision and file that exist, the Hub says 404")
+    return SourceConnectionError(f"{where}: wanted an answer of the Hub, got {status} time after time")
+
+
+def _cause_told(error: BaseException, where: str) -> SourceError | SourceConnectionError:
+    """`datasets` says "not found" of a refused login and of a server that fails too: the cause, if it has one, tells which."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HfHubHTTPError):
+            return told(cause, where)
+        cause = cause.__cause__ or cause.__context__
+    return SourceError(f"{where}: wanted a dataset that `datasets` can resolve, got: {first_line(error)}")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,66 @@
+"""Reading picks in their order, the next parts ahead of their turn: as many as the process has room for, one at least."""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+
+from trlm_core.data.sampling import Pick
+
+AHEAD = 6  # parts of all sources of a process that are read before their turn
+MOST_BYTES = 32 << 20  # of a part that is read before its turn; a larger one is read as it is consumed
+_room = threading.BoundedSemaphore(AHEAD)
+
+
+Waiting = deque[tuple[Pick, Future[list[pa.RecordBatch]] | None]]  # with what reads it ahead of its turn
+
+
+def read_picks(picks: Iterable[Pick], columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """Batches with the numbers of their rows in the split."""
+    coming, waiting = iter(picks), Waiting()
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="read") as threads:
+        try:
+            while _fill(waiting, coming, columns, threads):
+                pick, read = waiting[0]
+                yield from _numbered(pick, pick.part.batches(columns) if read is None else read.result())
+                _leave(waiting)
+        finally:
+            while waiting:
+                _leave(waiting)
+
+
+def _fill(waiting: Waiting, coming: Iterator[Pick], columns: Sequence[str], threads: ThreadPoolExecutor) -> bool:
+    """Begin to read the next parts where there is room; whether there is anything to wait for."""
+    while _room.acquire(blocking=False):
+        pick = next(coming, None)
+        if pick is None or pick.part.bytes(columns) > MOST_BYTES:
+            _room.release()
+            waiting.extend([] if pick is None else [(pick, None)])
+            break
+        waiting.append((pick, threads.submit(lambda part=pick.part: list(part.batches(columns)))))
+    if not waiting:
+        waiting.extend((pick, None) for pick in itertools.islice(coming, 1))
+    return bool(waiting)
+
+
+def _leave(waiting: Waiting) -> None:
+    _, read = waiting.popleft()
+    if read is not None:
+        read.cancel()
+        _room.release()
+
+
+def _numbered(pick: Pick, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    start = 0
+    for batch in batches:
+        rows, mine = batch.num_rows, np.arange(batch.num_rows)
+        if pick.rows is not None:
+            mine = pick.rows[np.searchsorted(pick.rows, start) : np.searchsorted(pick.rows, start + rows)] - start
+            batch = batch.take(pa.array(mine))
+        if batch.num_rows:
+            yield batch, mine + start + pick.part.first_row
+        start += rows
