@@ -126,6 +126,9 @@ def stop(home: Path) -> list[str]:
     """End the services, workers first, and the flow runs that outlived a killed worker; names of those that ran."""
     services = read_services(home)
     ended = [name for name in reversed(services) if _end(services[name].process)]
+    for name in ("mlflow", "prefect"):
+        if name in services:
+            _end_orphans(home, services[name].process)
     for process in _left_behind(home):
         ended += [f"flow run's process {process.pid}"] if _end(process) else []
     (home / SERVICES_NAME).unlink(missing_ok=True)
@@ -157,6 +160,8 @@ def _run(
     services = read_services(machine.home)
     if name in services and services[name].process.is_alive():
         return
+    if port is not None and name in services:
+        _end_orphans(machine.home, services[name].process)
     if port is not None and _taken(port):
         raise ServiceError(f"{name}: wanted port {port}, got it taken by another program; choose another with --{name}-port")
     log = machine.home / f"{name}.log"
@@ -215,6 +220,14 @@ def _end(address: ProcessAddress) -> bool:
             if each.is_alive():
                 psutil.Process(each.pid).kill()
     return True
+
+
+def _end_orphans(home: Path, server: ProcessAddress) -> None:
+    """What a killed server left: MLflow's answers come from a child, which keeps the port. A child has its server's process group."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
+            if os.getpgid(process.pid) == server.pid and process.environ().get(HOME) == str(home):
+                _end(ProcessAddress(pid=process.pid, created=process.create_time()))
 
 
 def _left_behind(home: Path) -> Iterator[ProcessAddress]:
