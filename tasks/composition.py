@@ -1,8 +1,20 @@
-"""A blend's composition in the UI: a table artifact, a row a source."""
+"""A blend in the UI, as table artifacts: its composition, a row a source; what changed against the version before; its checks."""
 
 from prefect.artifacts import create_table_artifact
 
+from tasks.place import Place
 from trlm_core.artifacts.manifest import Manifest
+from trlm_core.data.blend import read_checks
+from trlm_core.data.drift import drift, previous
+
+
+def show_drift(place: Place, blend: Manifest) -> None:
+    """What changed against the version before, where there is one."""
+    before = previous(place.store, blend)
+    if before is not None:
+        table = drift(place.store, before, blend)
+        words = f"{before.address} -> {blend.version}: {len(table)} facts differ"
+        create_table_artifact(key=f"drift-{blend.name.replace('_', '-')}", table=table, description=words)
 
 
 def show_composition(blend: Manifest) -> None:
@@ -19,3 +31,9 @@ def show_composition(blend: Manifest) -> None:
     ]
     words = f"{rows:,} rows, {blend.counts['checks_passed']} checks passed: {blend.address}"
     create_table_artifact(key=f"composition-{blend.name.replace('_', '-')}", table=table, description=words)
+
+
+def show_checks(place: Place, blend: Manifest) -> None:
+    checks = read_checks(place.folder(blend))
+    table = [{"check": each.name, "wanted": each.wanted or "", "got": each.got, "verdict": each.verdict} for each in checks]
+    create_table_artifact(key=f"checks-{blend.name.replace('_', '-')}", table=table, description=f"DuckDB checks of {blend.address}")

@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -95,8 +95,12 @@ class Store:
 
     def manifests(self) -> list[Manifest]:
         """Every finished artifact, in the order of its address."""
+        return self.manifests_at(self.finished())
+
+    def manifests_at(self, addresses: Sequence[str]) -> list[Manifest]:
+        """Raises StoreError where one cannot be read."""
         with ThreadPoolExecutor(READERS) as threads:
-            return [*threads.map(self._shelf.manifest, self.finished())]
+            return [*threads.map(self._shelf.manifest, addresses)]
 
     def find(self, spec: Spec) -> Manifest | None:
         """The finished artifact with this fingerprint; None where there is none or it is damaged.

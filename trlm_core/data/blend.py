@@ -4,6 +4,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,18 @@ import pyarrow as pa
 from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
-from trlm_core.data.card import dataset_card
+from trlm_core.data.card import Made, dataset_card
 from trlm_core.data.checks import Check, run_checks, token_lengths
 from trlm_core.data.duplicates import Seen
 from trlm_core.data.rows import CONVERSATIONS, Row, schema_of
 from trlm_core.data.shards import Format, closing_rows, has_shards, iter_shards, shard_paths, writer_of
 from trlm_core.data.shuffle import Shuffle
 from trlm_core.data.split import seed_of
-from trlm_core.data.taken import TOKENS
+from trlm_core.data.taken import TOKENS, Origin, read_origin
 from trlm_core.recipes.schema import Recipe, Source, Stage, TakenSource
 from trlm_core.text.token_counts import token_counter
 
-CHECKS = "checks.json"
+CHECKS, ORIGINS = "checks.json", "origins.json"
 SAMPLED_ROWS = 2_000  # whose tokens are counted where no filter has counted all; the first of a shuffled blend are a uniform sample
 EXPANSION = 3  # of lz4, at most, for the estimate of a bucket's size
 ELSEWHERE = "duplicate_of_another_source"
@@ -73,24 +74,37 @@ def blend_spec(recipe: Recipe, stage: Stage, sources: Sequence[Fingerprinted]) -
 def assemble(store: Store, recipe: Recipe, stage: Stage, sources: Sequence[Manifest], base: Manifest) -> Manifest:
     """Sources -> blend. `base`: whose tokenizer counts. Raises BlendError where a check fails; nothing finished is left then."""
 
+    spec = blend_spec(recipe, stage, sources)
+
     def build(folder: Path) -> dict[str, Any]:
         portions, twice = _portions(store, stage, sources)
         kind = _format(stage, portions)
         lengths = _Lengths()
         written = {split: _write(folder, split, stage, portions, kind, lengths) for split in ("train", "held_out")}
         rows = {portion.name: portion.train for portion in portions}
-        checks = run_checks(folder, stage, rows) + lengths.checks(store.folder(base))
+        with ThreadPoolExecutor(1) as beside:  # DuckDB and the tokenizer leave each other a core
+            counted = beside.submit(lengths.checks, store.folder(base))
+            checks = run_checks(folder, stage, rows) + counted.result()
         _require(checks)
         counts = {source.name: _counted(source.counts, rows[source.name], twice[source.name]) for source in sources}
+        origins = {portion.name: read_origin(portion.folder) for portion in portions}
+        made = Made(spec.fingerprint, counts, origins, checks, _patterns(written, kind))
         (folder / CHECKS).write_text(json.dumps([check.model_dump() for check in checks], indent=1))
-        (folder / "README.md").write_text(dataset_card(recipe, stage, counts, checks, _patterns(written, kind)))
+        taken = {name: origin.model_dump(mode="json") for name, origin in origins.items() if origin is not None}
+        (folder / ORIGINS).write_text(json.dumps(taken, indent=1))
+        (folder / "README.md").write_text(dataset_card(recipe, stage, made))
         return {"rows": sum(rows.values()), "sources": counts, "checks_passed": sum(check.wanted is not None for check in checks)}
 
-    return store.make(blend_spec(recipe, stage, sources), build)
+    return store.make(spec, build)
 
 
 def read_checks(folder: Path) -> list[Check]:
     return [Check.model_validate(each) for each in json.loads((folder / CHECKS).read_text())]
+
+
+def read_origins(folder: Path) -> dict[str, Origin]:
+    """Of the sources that were taken, by name."""
+    return {name: Origin.model_validate(each) for name, each in json.loads((folder / ORIGINS).read_text()).items()}
 
 
 def _portions(store: Store, stage: Stage, sources: Sequence[Manifest]) -> tuple[list[Portion], Counter[str]]:

@@ -6,6 +6,7 @@ The order depends on the seed and the number of rows alone, not on how the rows 
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +43,15 @@ class Shuffle:
         """The rows in their new order, a bucket at a time. `near`: folder of the temporary files."""
         with tempfile.TemporaryDirectory(prefix=".shuffle-", dir=near) as spool:
             self._deal(batches, schema, Path(spool))
-            for bucket in range(-(-self.rows // self.bucket_rows)):
-                table = pa.Table.from_batches(iter_shards(Path(spool), f"{bucket:05d}"))
-                (Path(spool) / f"{bucket:05d}.arrow").unlink()
-                yield table.take(pa.array(np.argsort(table[PLACE].to_numpy()))).drop_columns([PLACE])
+            with ThreadPoolExecutor(1) as ahead:  # the next bucket is sorted while this one is written
+                coming: Future[pa.Table] | None = None
+                for bucket in range(-(-self.rows // self.bucket_rows)):
+                    following = ahead.submit(_sorted_bucket, Path(spool), bucket)
+                    if coming is not None:
+                        yield coming.result()
+                    coming = following
+                if coming is not None:
+                    yield coming.result()
 
     def _deal(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema, spool: Path) -> None:
         places, start = self.places, 0
@@ -63,6 +69,12 @@ class Shuffle:
         assert start == self.rows, f"{self.rows} rows were announced, {start} came"
         for writer in buckets:
             writer.close()
+
+
+def _sorted_bucket(spool: Path, bucket: int) -> pa.Table:
+    table = pa.Table.from_batches(iter_shards(spool, f"{bucket:05d}"))
+    (spool / f"{bucket:05d}.arrow").unlink()
+    return table.take(pa.array(np.argsort(table[PLACE].to_numpy()))).drop_columns([PLACE])
 
 
 def gathered(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:

@@ -1,6 +1,7 @@
 """Taking a source that exists already: its rows normalised, filtered and written in the order they are taken, down to its count.
 
-`train.arrow` holds them, `spare.arrow` those that replace duplicates of other sources, `dropped.jsonl` examples of what was kept out.
+`train.arrow` holds them, `spare.arrow` those that replace duplicates of other sources, `dropped.jsonl` examples of what was kept out,
+`origin.json` what the source is: {"license": "apache-2.0", "languages": ["en"], "columns": {"messages": "list<...>"}, "files": ["..."]}.
 """
 
 import itertools
@@ -15,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
 
 from trlm_core.data.errors import SourceError
 from trlm_core.data.filters import Judged
+from trlm_core.data.hub import SplitFiles, Terms, terms_of
 from trlm_core.data.normalize import Layout, TakenFrom, layout_of, normalized
 from trlm_core.data.reading import read_picks
 from trlm_core.data.revisions import files_of
@@ -25,12 +28,13 @@ from trlm_core.data.rows import Row
 from trlm_core.data.sampling import Missing, Pick, head, reservoir, row_groups
 from trlm_core.data.shards import ArrowWriter, closing_rows
 from trlm_core.data.split_files import Part, parts_of
+from trlm_core.recipes.schema import HubSource
 
 logger = logging.getLogger(__name__)
 
 TOKENS = "_tokens"  # of a row, where a filter has counted them; no column of the blend
 EXAMPLES = 20  # of what was dropped, for each reason
-DROPPED = "dropped.jsonl"
+DROPPED, ORIGIN = "dropped.jsonl", "origin.json"
 SECONDS_BETWEEN_LINES = 10
 
 Judge = Callable[[Sequence[Row]], list[Judged]]
@@ -61,6 +65,27 @@ class Tally:
             logger.info(
                 "%s: %s of %s rows (%s read), about %.0f s left", name, f"{self.kept:,}", f"{self.wanted:,}", f"{self.read:,}", left
             )
+
+
+class Origin(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    license: str | None  # as the source's own card has it
+    languages: tuple[str, ...]
+    columns: dict[str, str]  # of the source, with their types
+    files: tuple[str, ...]
+
+
+def origin_of(source: TakenFrom, files: SplitFiles, schema: pa.Schema) -> Origin:
+    terms = terms_of(source.repo, source.revision) if isinstance(source, HubSource) else Terms(None, ())
+    columns = {field.name: str(field.type) for field in schema}
+    return Origin(license=terms.license, languages=terms.languages, columns=columns, files=files.paths)
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """None for a source that is made here."""
+    path = folder / ORIGIN
+    return Origin.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
 def supply(source: TakenFrom) -> int:
@@ -96,6 +121,7 @@ def take(source: TakenFrom, schema: pa.Schema, folder: Path, *, seed: int, spare
     passes = _passes(source, itertools.chain([first], parts), layout, seed, tally.missing)
     _write(_kept(source, layout, passes, judge, tally), folder, schema, tally)
     _check_count(source, tally)
+    (folder / ORIGIN).write_text(origin_of(source, files, first.file.schema).model_dump_json(indent=1))
     (folder / DROPPED).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tally.examples))
     train = min(tally.kept, tally.wanted)
     return {"train": train, "held_out": 0, "spare": tally.kept - train, "read": tally.read, "dropped": dict(tally.dropped)}
