@@ -32,11 +32,13 @@ class Layout:
 
 
 def layout_of(source: TakenFrom, schema: pa.Schema, ours: pa.Schema) -> Layout:
-    """Raises SourceError that names the column where the split lacks one, or has it in another type."""
+    """Raises SourceError that names the column where the split lacks one, or has it in another type.
+
+    A column to drop may be absent: smoltalk2 has `chat_template_kwargs` in some of its subsets only.
+    """
     conversations = tuple(name for name in CONVERSATIONS if name in ours.names)
-    declared = [*source.drop, *source.rename]
-    if absent := sorted(set(declared) - set(schema.names)):
-        raise SourceError(f"{source.name}: wanted the columns {', '.join(absent)} to drop or rename, the split has {_told(schema)}")
+    if absent := sorted(set(source.rename) - set(schema.names)):
+        raise SourceError(f"{source.name}: wanted the columns {', '.join(absent)} to rename, the split has {_told(schema)}")
     renamed = {ours: theirs for theirs, ours in source.rename.items()}
     theirs = {name: renamed.get(name, name) for name in (*conversations, "source", PROMPT)}
     kept = {ours: column for ours, column in theirs.items() if column in schema.names and column not in source.drop}

@@ -179,7 +179,6 @@ def test_a_commit_that_arrives_between_listing_and_reading_changes_nothing(hub: 
             SFT.set(0, pa.field("messages", pa.string())),
             ["the column messages", "list of {role: text, content: text}", "string"],
         ),
-        ("undroppable", pa.schema([SFT.field("messages"), SFT.field("source")]), ["wanted the columns chat_template_kwargs to drop"]),
     ],
 )
 def test_a_missing_or_retyped_column_is_named(
@@ -192,6 +191,13 @@ def test_a_missing_or_retyped_column_is_named(
     hub.repositories.made(SMOLTALK2).commit(parquet_files(f"SFT/{THINK}", rows, schema, 10, 2))
     error = blend(recipe_file())["error"]
     assert all(words in error for words in [THINK.lower(), *said]), error
+
+
+def test_a_column_to_drop_may_be_absent(hub: LoopbackHub, recipe_file: Callable, blend: Callable):
+    rows = [conversation_row(THINK, number) for number in range(ROWS)]
+    bare = pa.schema([SFT.field("messages"), SFT.field("source")])
+    hub.repositories.made(SMOLTALK2).commit(parquet_files(f"SFT/{THINK}", rows, bare, 10, 2))
+    assert blend(recipe_file())["counts"]["sources"]["s1k_1.1_think"]["train"] == COUNT
 
 
 def test_a_vanished_split_is_named_with_those_there_are(hub: LoopbackHub, recipe_file: Callable, blend: Callable):
