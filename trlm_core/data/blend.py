@@ -42,7 +42,6 @@ class Portion:
 
     name: str
     folder: Path
-    schema: pa.Schema
     train: int  # rows
     kept: np.ndarray | None = None  # of its own rows and the spare ones, where duplicates of other sources are out; None: its own rows
 
@@ -109,7 +108,7 @@ def read_origins(folder: Path) -> dict[str, Origin]:
 
 def _portions(store: Store, stage: Stage, sources: Sequence[Manifest]) -> tuple[list[Portion], Counter[str]]:
     """What each source gives, in the recipe's order, and how many of its rows stand in one before it."""
-    plain = [Portion(each.name, store.folder(each), schema_of(stage), each.counts["train"]) for each in sources]
+    plain = [Portion(each.name, store.folder(each), each.counts["train"]) for each in sources]
     filters = stage.blend.filters
     if filters is None or len(sources) == 1 or not (filters.exact_duplicates or filters.near_duplicates):
         return plain, Counter()
@@ -131,7 +130,7 @@ def _unique(portion: Portion, source: Source, seen: Seen, twice: Counter[str]) -
         twice[portion.name] += wanted and not new
         count += new
         kept.append(new)
-    return Portion(portion.name, portion.folder, portion.schema, count, np.array(kept, bool))
+    return Portion(portion.name, portion.folder, count, np.array(kept, bool))
 
 
 def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:

@@ -125,10 +125,10 @@ def read_shards(folder: Path, split: str, schema: pa.Schema | None = None) -> pa
     return pa.Table.from_batches(batches) if batches else _schema_of(folder, split, schema).empty_table()
 
 
-def iter_shards(folder: Path, split: str, schema: pa.Schema | None = None, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+def iter_shards(folder: Path, split: str, schema: pa.Schema | None = None) -> Iterator[pa.RecordBatch]:
     """The split in order, a thousand rows or so at a time."""
     for path in shard_paths(folder, split):
-        yield from _batches(path, schema, columns)
+        yield from _batches(path, schema)
 
 
 def shard_paths(folder: Path, split: str) -> list[str]:
@@ -156,27 +156,25 @@ def format_of(folder: Path, split: str) -> Format:
     return suffixes[Path(shard_paths(folder, split)[0]).suffix]
 
 
-def _batches(path: str, schema: pa.Schema | None, columns: list[str] | None) -> Iterable[pa.RecordBatch]:
+def _batches(path: str, schema: pa.Schema | None) -> Iterable[pa.RecordBatch]:
     if path.endswith(".parquet"):
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns)
+            yield from file.iter_batches(batch_size=ROWS_PER_GROUP)
     elif path.endswith(".arrow"):
         with pa.OSFile(path) as source, pyarrow.ipc.open_file(source) as reader:
             for number in range(reader.num_record_batches):
-                batch = reader.get_batch(number)
-                yield batch.select(columns) if columns else batch
+                yield reader.get_batch(number)
     else:
-        yield from _json_batches(path, schema, columns)
+        yield from _json_batches(path, schema)
 
 
-def _json_batches(path: str, schema: pa.Schema | None, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+def _json_batches(path: str, schema: pa.Schema | None) -> Iterator[pa.RecordBatch]:
     if schema is None:
         raise ValueError(f"{path}: wanted the schema of its rows, got none; JSON lines carry none")
     if Path(path).stat().st_size:
         options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
         for batch in pyarrow.json.open_json(path, parse_options=options):
-            ordered = batch.select(schema.names).cast(schema)
-            yield ordered.select(columns) if columns else ordered
+            yield batch.select(schema.names).cast(schema)
 
 
 def _schema_of(folder: Path, split: str, schema: pa.Schema | None) -> pa.Schema:
