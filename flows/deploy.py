@@ -86,10 +86,13 @@ def _automation(client: SyncPrefectClient, tree: dict[str, Any]) -> str:
             action["deployment_id"] = str(client.read_deployment_by_name(action["deployment_id"].strip("{}")).id)
     wanted = AutomationCore.model_validate(tree)
     known = client.read_automations_by_name(wanted.name)
-    if known:
-        client.update_automation(known[0].id, wanted.model_copy(update={"enabled": known[0].enabled}))
-    else:
+    if not known:
         client.create_automation(wanted)
+    else:
+        renewed = wanted.model_copy(update={"enabled": known[0].enabled})
+        # An update forgets the silences that are being counted: a run that had died before it would say Running for ever.
+        if renewed != AutomationCore.model_validate(known[0].model_dump(exclude={"id"})):
+            client.update_automation(known[0].id, renewed)
     return f"automation {wanted.name}"
 
 

@@ -33,7 +33,7 @@ def long_training(site: Any, tiny: dict[str, Any], tmp_path: Path, until: Callab
 def test_deploying_twice_is_as_once(site: Any) -> None:
     def made() -> dict[str, Any]:
         deployments = {each["id"]: each["name"] for each in site.api("POST", "/deployments/filter")}
-        automations = {each["id"]: each["name"] for each in site.api("POST", "/automations/filter")}
+        automations = {each["id"]: (each["name"], each["updated"]) for each in site.api("POST", "/automations/filter")}
         pools = {each["id"]: (each["name"], each["concurrency_limit"]) for each in site.api("POST", "/work_pools/filter")}
         schedules = {
             each["id"]: sorted(schedule["slug"] for schedule in each["schedules"]) for each in site.api("POST", "/deployments/filter")
