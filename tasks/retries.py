@@ -5,12 +5,14 @@ from typing import Any
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 
+from trlm_core.artifacts.full_disk import is_full_disk
 from trlm_core.training.launch import TrainingKilledError
 
 
 def unless_mistaken(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """False for a ValueError: the core raises one for what the user has to change."""
-    return not isinstance(_error(state), ValueError)
+    """False for a ValueError, which the core raises for what the user has to change, and for a full disk, whoever met it."""
+    error = _error(state)
+    return not (isinstance(error, ValueError) or is_full_disk(error))
 
 
 def if_killed(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

@@ -1,5 +1,7 @@
 """A task is tried again where that can help, and only there."""
 
+import errno
+
 from prefect import flow, task
 from prefect.testing.utilities import prefect_test_harness
 
@@ -27,5 +29,6 @@ def test_mistakes_are_not_tried_again_and_kills_are():
     with prefect_test_harness(server_startup_timeout=180):
         assert tries(ValueError("a wrong recipe"), unless_mistaken) == 1
         assert tries(ConnectionError("the network"), unless_mistaken) == 3
+        assert tries(OSError(errno.ENOSPC, "a full disk"), unless_mistaken) == 1
         assert tries(TrainingKilledError("SIGKILL"), if_killed) == 3
         assert tries(TrainingFailedError("not finite"), if_killed) == 1

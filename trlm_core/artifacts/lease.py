@@ -70,6 +70,15 @@ class FileLease:
         self.path = root / LEASES / name
 
     def take(self) -> str | None:
+        """Raises StoreError where it cannot be written: on a full disk, say."""
+        try:
+            return self._taken()
+        except OSError as error:
+            raise StoreError(
+                f"store {self.path.parents[1]}: wanted to hold it, got {error}; make that writable or choose another with --store"
+            ) from error
+
+    def _taken(self) -> str | None:
         self.path.parent.mkdir(exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -77,11 +86,19 @@ class FileLease:
         except BlockingIOError:
             with os.fdopen(descriptor) as file:
                 return file.read().strip() or JUST_TAKEN
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"{this_holder()}\n".encode())
+        self._sign(descriptor)
         with _guard:
             _holds[self.path] = Hold(descriptor, threading.get_ident())
         return None
+
+    def _sign(self, descriptor: int) -> None:
+        """What cannot be signed is not kept locked: this process would wait for itself."""
+        try:
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"{this_holder()}\n".encode())
+        except OSError:
+            os.close(descriptor)
+            raise
 
     @property
     def is_this_threads(self) -> bool:

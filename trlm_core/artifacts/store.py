@@ -3,6 +3,8 @@
 import functools
 import logging
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from typing import Any
 
 from trlm_core.artifacts.errors import StoreError
 from trlm_core.artifacts.fingerprint import changed_fields, fingerprint
+from trlm_core.artifacts.full_disk import is_full_disk, with_room
 from trlm_core.artifacts.lease import RUN, Lease, held, tried, waited_for
 from trlm_core.artifacts.manifest import Kind, Manifest, file_entries, now
 from trlm_core.artifacts.provenance import git_commit, package_versions
@@ -58,12 +61,10 @@ class Store:
             remote = opened_remote(remote.address, endpoint(), os.environ.get("AWS_ACCESS_KEY_ID"), os.getpid())
         try:
             root.mkdir(parents=True, exist_ok=True)
-            probe = root / f".writable-{os.getpid()}-{time.monotonic_ns()}"
-            probe.write_bytes(b"")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=root):  # without a name: a kill leaves nothing
+                pass
         except OSError as error:
-            advice = "choose another with --store" if remote is None else "choose another with TRLM_CACHE"
-            raise StoreError(f"store {root}: wanted a folder that can be written, got {error}; {advice}") from error
+            raise StoreError(f"store {root}: wanted a folder that can be written, got {error}; {_elsewhere(remote)}") from error
         return cls(root, remote)
 
     @staticmethod
@@ -79,7 +80,7 @@ class Store:
 
     def folder(self, manifest: Manifest) -> Path:
         """Local folder of the artifact, fetched where it is remote, every byte checked. Raises StoreError where it is damaged."""
-        return self._shelf.folder(manifest)
+        return with_room(lambda: self._shelf.folder(manifest), manifest.address, self.root, _elsewhere(self.remote))
 
     def location(self, manifest: Manifest) -> str:
         """Where the artifact is, to be shown: a folder or an s3:// address. Fetches nothing."""
@@ -125,13 +126,11 @@ class Store:
         """Reuse the artifact with this fingerprint, or build it: `build` fills the folder that it is given and returns the counts.
 
         Never built twice at once, by processes or machines: who comes second waits and reuses.
+        Raises FullDiskError; the folder is gone then.
         """
         found = self.find(spec)
         if found is None:
-            with waited_for(self._shelf.lease(spec.fingerprint), f"{spec.place} {spec.fingerprint[:12]}") as lease:
-                found = self._kept(spec)  # what another finished while we waited
-                if found is None:
-                    return self._built(spec, build, lease)
+            return with_room(lambda: self._made(spec, build), spec.place, self.root, _elsewhere(self.remote))
         logger.info("reused %s", found.address)
         return found
 
@@ -155,12 +154,25 @@ class Store:
             self._shelf.discard(address)
         return None
 
+    def _made(self, spec: Spec, build: Callable[[Path], dict[str, Any]]) -> Manifest:
+        with waited_for(self._shelf.lease(spec.fingerprint), f"{spec.place} {spec.fingerprint[:12]}") as lease:
+            found = self._kept(spec)  # what another finished while we waited
+            if found is None:
+                return self._built(spec, build, lease)
+        logger.info("reused %s", found.address)
+        return found
+
     def _built(self, spec: Spec, build: Callable[[Path], dict[str, Any]], lease: Lease) -> Manifest:
         self._log_why(spec)
         folder = self._new_folder(spec)
         started = time.monotonic()
-        counts = build(folder)
-        return self._finish(spec, folder, counts, time.monotonic() - started, lease)
+        try:
+            counts = build(folder)
+            return self._finish(spec, folder, counts, time.monotonic() - started, lease)
+        except Exception as error:
+            if is_full_disk(error):
+                shutil.rmtree(folder)
+            raise
 
     def _new_folder(self, spec: Spec) -> Path:
         versions = self._shelf.versions(spec.place)
@@ -214,6 +226,11 @@ def _places(address: str) -> tuple[Remote | None, Path]:
         remote = Remote(address)
         return remote, cache_folder(remote)
     raise StoreError(f"store {address}: wanted a folder, a file: or an s3: address, got the scheme {scheme!r}")
+
+
+def _elsewhere(remote: Remote | None) -> str:
+    """What to do where the local folder does not serve."""
+    return "choose another with --store" if remote is None else "choose another with TRLM_CACHE"
 
 
 @functools.cache

@@ -18,9 +18,10 @@ from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.card import Made, dataset_card
 from trlm_core.data.checks import Check, run_checks, token_lengths
 from trlm_core.data.duplicates import Seen
+from trlm_core.data.memory import use_tight_pool
 from trlm_core.data.rows import CONVERSATIONS, Row, schema_of
-from trlm_core.data.shards import Format, closing_rows, has_shards, iter_shards, shard_paths, writer_of
-from trlm_core.data.shuffle import Shuffle
+from trlm_core.data.shards import Format, Shard, closing_rows, has_shards, iter_shards, shard_paths, shards_of
+from trlm_core.data.shuffle import Dealt, Shuffle
 from trlm_core.data.split import seed_of
 from trlm_core.data.taken import TOKENS, Origin, read_origin
 from trlm_core.recipes.schema import Recipe, Source, Stage, TakenSource
@@ -28,7 +29,8 @@ from trlm_core.text.token_counts import token_counter
 
 CHECKS, ORIGINS = "checks.json", "origins.json"
 SAMPLED_ROWS = 2_000  # whose tokens are counted where no filter has counted all; the first of a shuffled blend are a uniform sample
-EXPANSION = 3  # of lz4, at most, for the estimate of a bucket's size
+THREADS = 3  # two shards are written while the sample's tokens are counted
+COUNTED_AT_ONCE = 500
 ELSEWHERE = "duplicate_of_another_source"
 
 
@@ -61,29 +63,27 @@ class Portion:
 
     @property
     def bytes(self) -> int:
-        return EXPANSION * sum(Path(path).stat().st_size for path in shard_paths(self.folder, "train"))
+        return sum(Path(path).stat().st_size for path in shard_paths(self.folder, "train"))
 
 
 def blend_spec(recipe: Recipe, stage: Stage, sources: Sequence[Fingerprinted]) -> Spec:
-    identity = {"made_by": "blend/2", "blend": stage.blend.model_dump(mode="json")}
+    identity = {"made_by": "blend/3", "blend": stage.blend.model_dump(mode="json")}
     inputs = {source.name: source.fingerprint for source in sources}
     return Spec("datasets", recipe.name, stage.name, identity, inputs, recipe.model_dump(mode="json"))
 
 
 def assemble(store: Store, recipe: Recipe, stage: Stage, sources: Sequence[Manifest], base: Manifest) -> Manifest:
     """Sources -> blend. `base`: whose tokenizer counts. Raises BlendError where a check fails; nothing finished is left then."""
-
+    use_tight_pool()
     spec = blend_spec(recipe, stage, sources)
 
     def build(folder: Path) -> dict[str, Any]:
         portions, twice = _portions(store, stage, sources)
         kind = _format(stage, portions)
-        lengths = _Lengths()
+        lengths = _Lengths(store.folder(base))
         written = {split: _write(folder, split, stage, portions, kind, lengths) for split in ("train", "held_out")}
         rows = {portion.name: portion.train for portion in portions}
-        with ThreadPoolExecutor(1) as beside:  # DuckDB and the tokenizer leave each other a core
-            counted = beside.submit(lengths.checks, store.folder(base))
-            checks = run_checks(folder, stage, rows) + counted.result()
+        checks = run_checks(folder, stage, rows, near=folder) + lengths.checks()
         _require(checks)
         counts = {source.name: _counted(source.counts, rows[source.name], twice[source.name]) for source in sources}
         origins = {portion.name: read_origin(portion.folder) for portion in portions}
@@ -108,7 +108,9 @@ def read_origins(folder: Path) -> dict[str, Origin]:
 
 def _portions(store: Store, stage: Stage, sources: Sequence[Manifest]) -> tuple[list[Portion], Counter[str]]:
     """What each source gives, in the recipe's order, and how many of its rows stand in one before it."""
-    plain = [Portion(each.name, store.folder(each), each.counts["train"]) for each in sources]
+    with ThreadPoolExecutor(THREADS) as threads:  # every byte is checked
+        folders = threads.map(store.folder, sources)
+        plain = [Portion(each.name, folder, each.counts["train"]) for each, folder in zip(sources, folders, strict=True)]
     filters = stage.blend.filters
     if filters is None or len(sources) == 1 or not (filters.exact_duplicates or filters.near_duplicates):
         return plain, Counter()
@@ -155,11 +157,18 @@ def _write(folder: Path, split: str, stage: Stage, portions: Sequence[Portion], 
     schema, rows = schema_of(stage), sum(portion.rows(split) for portion in portions)
     shuffle = Shuffle(rows, seed_of(stage.blend.seed, split), sum(portion.bytes for portion in portions))
     batches = (lengths.noted(batch, split).select(schema.names) for portion in portions for batch in portion.batches(split))
-    with closing_rows(writer_of(folder, split, schema, rows=rows, kind=kind)) as writer:
-        for table in shuffle.of(batches, schema, folder):
-            writer.write(table)
-            lengths.sample(table, split)
+    with shuffle.dealt(batches, schema, folder) as dealt, ThreadPoolExecutor(THREADS) as threads:
+        under_way = [threads.submit(lengths.sample, dealt)] if split == "train" else []
+        under_way += [threads.submit(_write_shard, shard, schema, dealt) for shard in shards_of(folder, split, rows, kind)]
+        for each in under_way:
+            each.result()
     return rows
+
+
+def _write_shard(shard: Shard, schema: pa.Schema, dealt: Dealt) -> None:
+    with closing_rows(shard.writer(schema)) as writer:
+        for table in dealt.tables(shard.first, shard.last):
+            writer.write(table)
 
 
 def _patterns(written: dict[str, int], kind: Format) -> dict[str, str]:
@@ -170,32 +179,31 @@ def _patterns(written: dict[str, int], kind: Format) -> dict[str, str]:
 class _Lengths:
     """Token counts of the train rows: of all where their filters have counted them, else of a sample."""
 
-    def __init__(self) -> None:
-        self._counted: list[np.ndarray] = []
+    def __init__(self, tokenizer: Path) -> None:
+        self._tokenizer = tokenizer
+        self._counts: list[int] = []
         self._uncounted = False
-        self._sample: list[str] = []
 
     def noted(self, batch: pa.RecordBatch, split: str) -> pa.RecordBatch:
         if split == "train" and TOKENS in batch.schema.names:
-            self._counted.append(batch[TOKENS].to_numpy())
+            self._counts += batch[TOKENS].to_pylist()
         self._uncounted |= split == "train" and TOKENS not in batch.schema.names
         return batch
 
-    def sample(self, table: pa.Table, split: str) -> None:
-        missing = SAMPLED_ROWS - len(self._sample)
-        if split == "train" and self._uncounted and missing > 0:
-            self._sample += ["\n".join(_turns(row)) for row in table.slice(0, missing).to_pylist()]
+    def sample(self, dealt: Dealt) -> None:
+        if self._uncounted:
+            count = token_counter(self._tokenizer)
+            batches = itertools.chain.from_iterable(table.to_batches(COUNTED_AT_ONCE) for table in dealt.tables(0, SAMPLED_ROWS))
+            self._counts = [tokens for batch in batches for tokens in count([_text(row) for row in batch.to_pylist()])]
 
-    def checks(self, tokenizer: Path) -> list[Check]:
-        if not self._uncounted:
-            return token_lengths(np.concatenate(self._counted).tolist(), "of all rows") if self._counted else []
-        return token_lengths(token_counter(tokenizer)(self._sample), f"of a seeded sample of {len(self._sample):,}")
+    def checks(self) -> list[Check]:
+        of = f"of a seeded sample of {len(self._counts):,}" if self._uncounted else "of all rows"
+        return token_lengths(self._counts, of) if self._counts else []
 
 
-def _turns(row: Row) -> list[str]:
+def _text(row: Row) -> str:
     """Of the conversation, or of a pair's longer side."""
-    sides = [[turn["content"] for turn in row[name]] for name in CONVERSATIONS if name in row]
-    return max(sides, key=lambda side: sum(map(len, side)))
+    return max(("\n".join(turn["content"] for turn in row[name]) for name in CONVERSATIONS if name in row), key=len)
 
 
 def _require(checks: Sequence[Check]) -> None:

@@ -3,6 +3,9 @@
 {"name": "rows of chain_sum-trace", "wanted": "40", "got": "40"}  {"name": "rows that stand twice", "wanted": null, "got": "3"}
 """
 
+import contextlib
+import errno
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from trlm_core.recipes.schema import GeneratedSource, Source, Stage, TakenSource
 PROVENANCE_COLUMNS = ("source", "_source_dataset", "_source_subset", "_source_split", "_source_row")
 PLACE = "_source_dataset, _source_subset, _source_split"
 MEMORY = "128MB"
+FULL = ("max_temp_directory_size", "No space left on device")  # DuckDB's words for a disk that takes nothing more
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TURN = "STRUCT(role VARCHAR, content VARCHAR)[]"
 
@@ -37,12 +41,13 @@ class Check(BaseModel):
         return "measured" if self.wanted is None else "passed" if self.passed else "FAILED"
 
 
-def run_checks(folder: Path, stage: Stage, rows: Mapping[str, int]) -> list[Check]:
+def run_checks(folder: Path, stage: Stage, rows: Mapping[str, int], near: Path | None = None) -> list[Check]:
     """Every check of a blend's folder, in order: counts, shares, schema, provenance, duplicates, leakage, form of the thoughts.
 
     rows: source name -> rows that it gave; where it may be short, they are what is wanted of it.
+    near: folder of DuckDB's temporary files, which are gone afterwards; None: the system's.
     """
-    with duckdb.connect(config={"memory_limit": MEMORY, "preserve_insertion_order": "false"}) as db:
+    with _spilling(near) as db:
         for split in ("train", "held_out"):
             _view(db, folder, split, schema_of(stage))
         db.execute(f"create temp table facts as {_facts(stage)}")
@@ -55,6 +60,20 @@ def run_checks(folder: Path, stage: Stage, rows: Mapping[str, int]) -> list[Chec
             _leakage(db, stage),
             *_thoughts(db, stage),
         ]
+
+
+@contextlib.contextmanager
+def _spilling(near: Path | None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB in bounded memory. Without a folder of its own it would spill into the working directory."""
+    with tempfile.TemporaryDirectory(prefix=".checks-", dir=near) as spool:
+        config = {"memory_limit": MEMORY, "preserve_insertion_order": "false", "temp_directory": spool}
+        with duckdb.connect(config=config) as db:
+            try:
+                yield db
+            except duckdb.Error as error:
+                if any(words in str(error) for words in FULL):
+                    raise OSError(errno.ENOSPC, str(error).splitlines()[0], spool) from error
+                raise
 
 
 def token_lengths(lengths: Sequence[int], of: str) -> list[Check]:

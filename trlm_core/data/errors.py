@@ -1,4 +1,4 @@
-"""What can be wrong with a source."""
+"""What can be wrong with a source, and with a blend on its way to the Hub."""
 
 
 class SourceError(ValueError):
@@ -7,3 +7,11 @@ class SourceError(ValueError):
 
 class SourceConnectionError(ConnectionError):
     """A source could not be read this time, however often it was tried; another time it may."""
+
+
+class PublishError(ValueError):
+    """The Hub cannot take a blend as asked; the message says what to do."""
+
+
+class PublishConnectionError(ConnectionError):
+    """The Hub did not take a blend this time; another time it may. What it took stays there."""

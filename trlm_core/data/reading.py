@@ -1,5 +1,6 @@
 """Reading picks in their order, the next parts ahead of their turn: as many as the process has room for, one at least."""
 
+import functools
 import itertools
 import threading
 from collections import deque
@@ -22,15 +23,14 @@ Waiting = deque[tuple[Pick, Future[list[pa.RecordBatch]] | None]]  # with what r
 def read_picks(picks: Iterable[Pick], columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     """Batches with the numbers of their rows in the split."""
     coming, waiting = iter(picks), Waiting()
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="read") as threads:
-        try:
-            while _fill(waiting, coming, columns, threads):
-                pick, read = waiting[0]
-                yield from _numbered(pick, pick.part.batches(columns) if read is None else read.result())
-                _leave(waiting)
-        finally:
-            while waiting:
-                _leave(waiting)
+    try:
+        while _fill(waiting, coming, columns, _readers()):
+            pick, read = waiting[0]
+            yield from _numbered(pick, pick.part.batches(columns) if read is None else read.result())
+            _leave(waiting)
+    finally:
+        while waiting:
+            _leave(waiting)
 
 
 def _fill(waiting: Waiting, coming: Iterator[Pick], columns: Sequence[str], threads: ThreadPoolExecutor) -> bool:
@@ -45,6 +45,12 @@ def _fill(waiting: Waiting, coming: Iterator[Pick], columns: Sequence[str], thre
     if not waiting:
         waiting.extend((pick, None) for pick in itertools.islice(coming, 1))
     return bool(waiting)
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    """One for the process."""
+    return ThreadPoolExecutor(AHEAD, thread_name_prefix="read")
 
 
 def _leave(waiting: Waiting) -> None:

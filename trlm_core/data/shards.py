@@ -1,7 +1,9 @@
 """Shards: the files of one split, `train-00000-of-00002.parquet`; `train.jsonl` for a small blend; `train.arrow` for rows on their way."""
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,11 +28,11 @@ class RowWriter(Protocol):
 
 
 class ArrowWriter:
-    """One Arrow file, written as the rows come."""
+    """One Arrow file, written as the rows come; raw, since packing and unpacking cost more than the disk."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._file = pa.OSFile(str(path), "wb")
-        self._writer = pyarrow.ipc.new_file(self._file, schema, options=pyarrow.ipc.IpcWriteOptions(compression="lz4"))
+        self._writer = pyarrow.ipc.new_file(self._file, schema)
 
     def write(self, table: pa.Table) -> None:
         self._writer.write_table(table)
@@ -41,41 +43,36 @@ class ArrowWriter:
 
 
 class ParquetWriter:
-    """Shards of so many rows in all; an empty split has one empty shard, so that its schema can be read."""
+    """One parquet file, opened with its first group of rows; one without rows has its schema."""
 
-    def __init__(self, folder: Path, split: str, schema: pa.Schema, rows: int) -> None:
-        count = max(1, -(-rows // ROWS_PER_SHARD))
-        self._paths = [folder / f"{split}-{index:05d}-of-{count:05d}.parquet" for index in range(count)]
-        self._group_rows = min(ROWS_PER_GROUP, ROWS_PER_SHARD)
-        self._schema, self._waiting, self._written = schema, [], 0
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path, self._schema = path, schema
+        self._waiting: list[pa.Table] = []
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
         self._waiting.append(table)
         held = sum(part.num_rows for part in self._waiting)
-        if held >= self._group_rows:
-            self._write_groups(pa.concat_tables(self._waiting), held // self._group_rows * self._group_rows)
+        if held >= ROWS_PER_GROUP:
+            self._write_groups(held // ROWS_PER_GROUP * ROWS_PER_GROUP)
 
     def close(self) -> None:
         rest = pa.concat_tables([self._schema.empty_table(), *self._waiting])
-        if rest.num_rows or not self._written:
-            self._write_group(rest)
-        if self._writer is not None:
-            self._writer.close()
+        if rest.num_rows or self._writer is None:
+            self._opened().write_table(rest, row_group_size=ROWS_PER_GROUP)
+        self._opened().close()
 
-    def _write_groups(self, table: pa.Table, rows: int) -> None:
-        for start in range(0, rows, self._group_rows):
-            self._write_group(table.slice(start, self._group_rows))
+    def _write_groups(self, rows: int) -> None:
+        table = pa.concat_tables(self._waiting)
+        for start in range(0, rows, ROWS_PER_GROUP):
+            self._opened().write_table(table.slice(start, ROWS_PER_GROUP), row_group_size=ROWS_PER_GROUP)
         self._waiting = [table.slice(rows)]
 
-    def _write_group(self, group: pa.Table) -> None:
-        if self._written % ROWS_PER_SHARD == 0:
-            if self._writer is not None:
-                self._writer.close()
-            self._writer = pq.ParquetWriter(self._paths[self._written // ROWS_PER_SHARD], self._schema, **_parquet_options(self._schema))
-        assert self._writer is not None
-        self._writer.write_table(group, row_group_size=self._group_rows)
-        self._written += group.num_rows
+    def _opened(self) -> pq.ParquetWriter:
+        if self._writer is None:
+            options = {**PARQUET, "use_dictionary": [name for name in REPEATING if name in self._schema.names]}
+            self._writer = pq.ParquetWriter(self._path, self._schema, **options)
+        return self._writer
 
 
 class JsonWriter:
@@ -106,17 +103,57 @@ class closing_rows:  # noqa: N801
             self._writer.close()
 
 
-def writer_of(folder: Path, split: str, schema: pa.Schema, *, rows: int, kind: Format) -> RowWriter:
-    if kind == "parquet":
-        return ParquetWriter(folder, split, schema, rows)
-    return JsonWriter(folder / f"{split}.jsonl") if kind == "json" else ArrowWriter(folder / f"{split}.arrow", schema)
+@dataclass(frozen=True)
+class Shard:
+    """The file of a split's rows from `first` up to `last`."""
+
+    path: Path
+    first: int
+    last: int
+
+    def writer(self, schema: pa.Schema) -> RowWriter:
+        if self.path.suffix == ".jsonl":
+            return JsonWriter(self.path)
+        return (ParquetWriter if self.path.suffix == ".parquet" else ArrowWriter)(self.path, schema)
+
+
+class SplitWriter:
+    """All shards of a split, filled one after the other; where fewer rows come than they hold, the last have none."""
+
+    def __init__(self, shards: Sequence[Shard], schema: pa.Schema) -> None:
+        self._writers = [(shard, shard.writer(schema)) for shard in shards]
+        self._written = 0
+
+    def write(self, table: pa.Table) -> None:
+        for shard, writer in self._writers:
+            start, end = (min(max(0, edge - self._written), table.num_rows) for edge in (shard.first, shard.last))
+            if end > start:
+                writer.write(table.slice(start, end - start))
+        self._written += table.num_rows
+
+    def close(self) -> None:
+        for _, writer in self._writers:
+            writer.close()
+
+
+def shards_of(folder: Path, split: str, rows: int, kind: Format) -> list[Shard]:
+    """Which files a split of so many rows has; of parquet as many as it needs, of one size, and one where there are no rows."""
+    if kind != "parquet":
+        return [Shard(folder / f"{split}.{'jsonl' if kind == 'json' else kind}", 0, rows)]
+    count = max(1, -(-rows // ROWS_PER_SHARD))
+    edges = [rows * number // count for number in range(count + 1)]
+    return [
+        Shard(folder / f"{split}-{number:05d}-of-{count:05d}.parquet", first, last)
+        for number, (first, last) in enumerate(itertools.pairwise(edges))
+    ]
 
 
 def write_shards(folder: Path, split: str, table: pa.Table, kind: Format = "parquet") -> list[Path]:
     """Write the split in order."""
-    with closing_rows(writer_of(folder, split, table.schema, rows=table.num_rows, kind=kind)) as writer:
+    shards = shards_of(folder, split, table.num_rows, kind)
+    with closing_rows(SplitWriter(shards, table.schema)) as writer:
         writer.write(table)
-    return [Path(path) for path in shard_paths(folder, split)]
+    return [shard.path for shard in shards]
 
 
 def read_shards(folder: Path, split: str, schema: pa.Schema | None = None) -> pa.Table:
@@ -197,7 +234,3 @@ def _rows(path: str) -> int:
             return sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
     with Path(path).open("rb") as file:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
-
-
-def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    return {**PARQUET, "use_dictionary": [name for name in REPEATING if name in schema.names]}

@@ -14,6 +14,7 @@ from trlm_core.data.benchmarks import grams_of
 from trlm_core.data.duplicates import Seen
 from trlm_core.data.errors import SourceError
 from trlm_core.data.filters import Judged, row_filter
+from trlm_core.data.memory import use_tight_pool
 from trlm_core.data.revisions import check_pinned
 from trlm_core.data.rows import Row, schema_of
 from trlm_core.data.split import seed_of
@@ -37,7 +38,7 @@ def check_sources(recipe: Recipe) -> None:
 def source_spec(recipe: Recipe, stage: Stage, source: Source, base: Fingerprinted) -> Spec:
     if isinstance(source, TakenSource):
         return _taken_spec(stage, source, base)
-    identity: dict[str, Any] = {"made_by": "sources/2", "source": source.model_dump(mode="json"), "seed": stage.blend.seed}
+    identity: dict[str, Any] = {"made_by": "sources/3", "source": source.model_dump(mode="json"), "seed": stage.blend.seed}
     if isinstance(source, DialogSource):
         identity["revision"] = recipe.dialogs
     if isinstance(source, GeneratedSource):
@@ -51,6 +52,7 @@ def source_spec(recipe: Recipe, stage: Stage, source: Source, base: Fingerprinte
 
 def read_source(store: Store, recipe: Recipe, stage: Stage, source: Source, base: Manifest) -> Manifest:
     """Read one source into the store. Raises SourceError where it is shorter than its counts."""
+    use_tight_pool()
 
     def build(folder: Path) -> dict[str, Any]:
         if isinstance(source, TakenSource):
@@ -69,7 +71,7 @@ def _taken(recipe: Recipe) -> list[TakenSource]:
 
 def _taken_spec(stage: Stage, source: HubSource | FileSource, base: Fingerprinted) -> Spec:
     """Only what changes the rows that are taken: the seed of another sampling than head, the filters that are on."""
-    identity: dict[str, Any] = {"made_by": "taken/1", "source": source.model_dump(mode="json", exclude={"reported_share"})}
+    identity: dict[str, Any] = {"made_by": "taken/2", "source": source.model_dump(mode="json", exclude={"reported_share"})}
     identity |= {"columns": schema_of(stage).names}
     inputs: dict[str, str] = {}
     if source.sampling != "head":

@@ -15,7 +15,7 @@ from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.rows import Row, schema_of
-from trlm_core.data.shards import closing_rows, count_rows, iter_shards, writer_of
+from trlm_core.data.shards import SplitWriter, closing_rows, count_rows, iter_shards, shards_of
 from trlm_core.recipes.schema import Recipe, Rendering, Stage
 from trlm_core.text.tokenizer import IGNORED, Message, conversation_ids, load_tokenizer, prompt_ids, render, stage_tokenizer
 
@@ -66,7 +66,8 @@ def render_stage_dataset(store: Store, recipe: Recipe, stage: Stage, blend: Mani
 def _rendered(blend: Path, folder: Path, split: str, read: pa.Schema, written: pa.Schema, render_row: RenderRow) -> Counter[str]:
     """Write one split, a batch of the blend at a time; its counts."""
     counts = _counted([], split)
-    with closing_rows(writer_of(folder, split, written, rows=count_rows(blend, split), kind="parquet")) as writer:
+    shards = shards_of(folder, split, count_rows(blend, split), "parquet")
+    with closing_rows(SplitWriter(shards, written)) as writer:
         for batch in iter_shards(blend, split, read):
             rows = [row for raw in batch.to_pylist() if (row := render_row(raw)) is not None]
             writer.write(pa.Table.from_pylist(rows, schema=written))

@@ -1,14 +1,18 @@
 """Token counts: as many as the checkpoint's tokenizer gives, without loading transformers."""
 
+import json
+import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from trlm_core.text.token_counts import token_counter
+from trlm_core.text.token_counts import cuts_at_spaces, token_counter
 
+ODD = " \t\n\r\u00a0\u2003\x1c\x85\u200b  '\u2019sStdm5\u00bd\u00b2\u0663\u4e2da9.,!<|>\u00e9\u0301\U0001f600_-"
 TEXTS = ["What is 4 + 3 - 2?", "", "the tree", "Größe 😀\n", "<|im_start|>user\n", "word " * 600]
 WITHOUT_TRANSFORMERS = """
 import sys
@@ -59,3 +63,35 @@ def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"wanted a tokenizer.json, got none") as refused:
         token_counter(tmp_path)
     assert str(tmp_path) in str(refused.value)
+
+
+def test_counting_by_words_is_exact_whatever_stands_around_the_spaces(tiny_base: Path, tiny_tokenizer: PreTrainedTokenizerBase):
+    draw = random.Random(0)
+    parts = [*ODD, "<|im_start|>", "'ll", "  ", " \n"]
+    texts = ["".join(draw.choices(parts, k=draw.randrange(30))) for _ in range(20_000)]
+    assert token_counter(tiny_base)(texts) == [len(ids) for ids in tiny_tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def test_words_are_forgotten_before_they_fill_the_memory(tiny_base: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trlm_core.text.token_counts.MOST_BYTES", 1_000)
+    texts = [" ".join(str(number) for number in range(start, start + 9)) for start in range(0, 900, 3)]
+    assert token_counter(tiny_base)(texts) == [len(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": True}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}},
+        {"added_tokens": [{"content": "a b", "lstrip": False, "rstrip": False, "single_word": False}]},
+        {"added_tokens": [{"content": "<x>", "lstrip": True, "rstrip": False, "single_word": False}]},
+    ],
+)
+def test_a_tokenizer_whose_tokens_may_cross_a_space_is_not_counted_by_words(tiny_base: Path, change: dict[str, Any]):
+    known = json.loads((tiny_base / "tokenizer.json").read_text())
+    assert cuts_at_spaces(known)
+    assert not cuts_at_spaces({**known, **change})

@@ -1,0 +1,44 @@
+"""A full disk, whoever meets it: one clear error, and nothing that keeps the space of what is removed."""
+
+import errno
+import gc
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from trlm_core.artifacts.errors import StoreError
+
+Result = TypeVar("Result")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class FullDiskError(StoreError):
+    """There is no room; what was begun is gone, what was finished is kept."""
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk, or a quota that is used up, is what it came from."""
+    while error is not None:
+        if isinstance(error, FullDiskError) or (isinstance(error, OSError) and error.errno in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def with_room(make: Callable[[], Result], what: str, root: Path, advice: str) -> Result:
+    """What `make` gives. Raises FullDiskError, which holds nothing of the error that it stands for."""
+    try:
+        return make()
+    except StoreError:  # it is clear already
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    gc.collect()  # the error's frames hold files open, and a file that is open keeps its space when it is removed
+    usage = shutil.disk_usage(root)
+    raise FullDiskError(
+        f"{root}: wanted more room for {what}, got a full disk ({told}); what was begun is removed, {usage.free:,} of {usage.total:,} bytes "
+        f"are free; free more or {advice}, then run again: what is finished is kept"
+    )
