@@ -6,19 +6,24 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from flows.run_server import run_server
 from trlm_core.artifacts.errors import StoreConnectionError
+from trlm_core.artifacts.full_disk import is_full_disk, told
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
+from trlm_core.data.errors import PublishConnectionError, SourceConnectionError
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.load import load_recipe, lock_path, overlay_names, recipe_names
 from trlm_core.recipes.lock import read_lock, write_lock
 from trlm_core.recipes.schema import Recipe
 from trlm_core.training.hardware import HUGE_PAGES
+
+if TYPE_CHECKING:
+    from flows.parameters import RecipeChoice
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Turn a tiny language model into a reasoning one."
@@ -74,6 +79,12 @@ def blend(
     budget: Budget = None,
     settings: Settings = None,
     latest: Annotated[bool, typer.Option(help="Follow the sources: resolve names of revisions now, whatever the lock says.")] = False,
+    publish: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Dataset repository on the Hub, owner/name, for data and card; made private.")
+    ] = None,
+    runner: Annotated[
+        Literal["threads", "ray"], typer.Option(help="What reads the sources: threads, or a Ray cluster (RAY_ADDRESS, else its own).")
+    ] = "threads",
     store: StoreAddress = "runs",
     tracking_uri: TrackingAddress = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
@@ -81,15 +92,16 @@ def blend(
     """Build one stage's blend and stage dataset from their sources."""
     with _clear_errors():
         opened = Store.open(store)
-        choice = {"name": name, "variant": variant, "budget": budget, "settings": tuple(settings or ())}
-        choice |= _pinned(choice, latest)
-        kept = _kept_blend(opened, choice, stage)
+        choice = _resolved({"name": name, "variant": variant, "budget": budget, "settings": tuple(settings or ())}, latest)
+        kept = _kept_blend(opened, choice.load(), stage)
+        ran = kept is None
         if kept is None:
-            _run_blend(opened, stage, choice, {"store": opened.address, "tracking_uri": tracking_uri})
-            kept = _kept_blend(opened, choice, stage)
+            _run_blend(opened, stage, choice, {"store": opened.address, "tracking_uri": tracking_uri}, publish, runner)
+            kept = _kept_blend(opened, choice.load(), stage)
         else:
             typer.echo("Cached: the sources give what is there already; no row was read")
-    _print_blend(opened, kept, as_json)
+        published = _published(opened, kept, publish, ran) if publish else None
+    _print_blend(opened, kept, published, as_json)
 
 
 @recipe_app.command("lock")
@@ -246,47 +258,63 @@ def _run_pipeline(recipe: Recipe, store: Store, choice: dict[str, Any], where: d
         local_pipeline(RecipeChoice.model_validate(choice), Where.model_validate(where))
 
 
-def _pinned(choice: dict[str, Any], latest: bool) -> dict[str, Any]:
-    if not latest:
-        return {}
-    from trlm_core.data.revisions import resolved
+def _resolved(choice: dict[str, Any], latest: bool) -> "RecipeChoice":
+    from flows.parameters import RecipeChoice
 
-    return {"upstream": "latest", "pins": resolved(load_recipe(**choice, pins={}))}
+    load_recipe(**choice)  # a wrong overlay is told with those there are
+    return RecipeChoice(**choice, upstream="latest" if latest else "locked").resolved()
 
 
-def _kept_blend(store: Store, choice: dict[str, Any], stage: str) -> Manifest | None:
+def _kept_blend(store: Store, recipe: Recipe, stage: str) -> Manifest | None:
     """The blend where it and its stage dataset are finished."""
-    from trlm_core.lineage import Lineage
+    from trlm_core.lineage import Lineage, all_finished
 
-    pins = choice.get("pins")
-    recipe = load_recipe(**{key: value for key, value in choice.items() if key not in {"upstream", "pins"}}, pins=pins)
     if stage not in (names := [each.name for each in recipe.stages]):
         raise ValueError(f"stage: wanted one of {', '.join(names)}, got {stage!r}")
     lineage, chosen = Lineage(recipe), recipe.stage(stage)
-    blended, dataset = store.find(lineage.blend(chosen)), store.find(lineage.dataset(chosen))
-    return blended if dataset is not None else None
+    return next(iter(all_finished(store, lineage.blend(chosen), lineage.dataset(chosen))), None)
 
 
-def _run_blend(store: Store, stage: str, choice: dict[str, Any], where: dict[str, Any]) -> None:
+def _run_blend(store: Store, stage: str, choice: "RecipeChoice", where: dict[str, Any], publish: str | None, runner: str) -> None:
     _set_up_environment()
+    if runner == "ray":
+        from tasks.runners import check_runner
+
+        check_runner("ray", store)  # while PREFECT_API_URL is the user's
     with run_server() as wait_for_server:
         from flows.build_blend import build_blend
-        from flows.parameters import RecipeChoice
         from tasks.place import Where
         from tasks.runs import reading_at
+        from trlm_core.data.publish import check_repository
 
-        chosen, place = RecipeChoice.model_validate(choice), Where.model_validate(where)
-        reading_at(chosen.load(), place)  # its errors need no server
+        place = Where.model_validate(where)
+        reading_at(choice.load(), place)  # its errors need no server
+        if publish:
+            check_repository(publish)  # nor do these
         wait_for_server()
-        build_blend(stage, chosen, place)  # pyright: ignore[reportArgumentType]
+        build_blend(stage, choice, place, publish, runner)  # pyright: ignore[reportArgumentType]
 
 
-def _print_blend(store: Store, blended: Manifest | None, as_json: bool) -> None:
+def _published(store: Store, blended: Manifest | None, repo: str, ran: bool) -> str:
+    """Address of the commit. `ran`: the flow has published it just now, and this only finds where."""
+    from trlm_core.data.publish import publish
+
+    assert blended is not None
+    publication = publish(store, blended, repo)
+    if not publication.is_new and not ran:
+        typer.echo(f"Already there: {repo} is this blend at commit {publication.commit}")
+    return publication.url
+
+
+def _print_blend(store: Store, blended: Manifest | None, published: str | None, as_json: bool) -> None:
     assert blended is not None
     typer.echo(f"\nblend        {store.location(blended)}\nrows         {blended.counts['rows']:,}")
     typer.echo(f"card         {store.location(blended)}/README.md")
+    if published:
+        typer.echo(f"published    {published}")
     if as_json:
-        typer.echo(json.dumps({"address": blended.address, "fingerprint": blended.fingerprint, "counts": blended.counts}))
+        line = {"address": blended.address, "fingerprint": blended.fingerprint, "counts": blended.counts, "published": published}
+        typer.echo(json.dumps(line))
 
 
 def _set_up_environment() -> None:
@@ -346,18 +374,20 @@ def _page_of_mlflow(uri: str) -> str:
 
 
 class _clear_errors:  # noqa: N801
-    """A user's mistake is one line on standard error and exit code 2, not a traceback."""
+    """A user's mistake or a full disk is one line on standard error and exit code 2, not a traceback."""
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | StoreConnectionError):
-            _fail(error)
+        if isinstance(error, ValueError | StoreConnectionError | SourceConnectionError | PublishConnectionError):
+            _fail(str(error))
+        if error is not None and is_full_disk(error):
+            _fail(told(error))
 
 
-def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"trlm: {error}", err=True)
+def _fail(what: str) -> NoReturn:
+    typer.echo(f"trlm: {what}", err=True)
     sys.exit(2)
 
 

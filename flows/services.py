@@ -126,9 +126,9 @@ def stop(home: Path) -> list[str]:
     """End the services, workers first, and the flow runs that outlived a killed worker; names of those that ran."""
     services = read_services(home)
     ended = [name for name in reversed(services) if _end(services[name].process)]
-    for name in ("mlflow", "prefect"):
-        if name in services:
-            _end_orphans(home, services[name].process)
+    for name in {"mlflow", "prefect"} & services.keys():
+        for orphan in _orphans(home, services[name].process):
+            _end(orphan)
     for process in _left_behind(home):
         ended += [f"flow run's process {process.pid}"] if _end(process) else []
     (home / SERVICES_NAME).unlink(missing_ok=True)
@@ -161,7 +161,8 @@ def _run(
     if name in services and services[name].process.is_alive():
         return
     if port is not None and name in services:
-        _end_orphans(machine.home, services[name].process)
+        for orphan in _orphans(machine.home, services[name].process):
+            _end(orphan)
     if port is not None and _taken(port):
         raise ServiceError(f"{name}: wanted port {port}, got it taken by another program; choose another with --{name}-port")
     log = machine.home / f"{name}.log"
@@ -222,16 +223,18 @@ def _end(address: ProcessAddress) -> bool:
     return True
 
 
-def _end_orphans(home: Path, server: ProcessAddress) -> None:
+def _orphans(home: Path, server: ProcessAddress) -> Iterator[ProcessAddress]:
     """What a killed server left: MLflow's answers come from a child, which keeps the port. A child has its server's process group."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
-            if os.getpgid(process.pid) == server.pid and process.environ().get(HOME) == str(home):
-                _end(ProcessAddress(pid=process.pid, created=process.create_time()))
+    return _started_by(home, lambda process: os.getpgid(process.pid) == server.pid)
 
 
 def _left_behind(home: Path) -> Iterator[ProcessAddress]:
+    """Flow runs that outlived their worker."""
+    return _started_by(home, lambda process: "prefect.engine" in process.cmdline())
+
+
+def _started_by(home: Path, is_meant: Callable[[psutil.Process], bool]) -> Iterator[ProcessAddress]:
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get(HOME) == str(home) and "prefect.engine" in process.cmdline():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
+            if process.environ().get(HOME) == str(home) and is_meant(process):
                 yield ProcessAddress(pid=process.pid, created=process.create_time())

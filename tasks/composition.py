@@ -34,6 +34,5 @@ def show_composition(blend: Manifest) -> None:
 
 
 def show_checks(place: Place, blend: Manifest) -> None:
-    checks = read_checks(place.folder(blend))
-    table = [{"check": each.name, "wanted": each.wanted or "", "got": each.got, "verdict": each.verdict} for each in checks]
+    table = [check.row for check in read_checks(place.folder(blend))]
     create_table_artifact(key=f"checks-{blend.name.replace('_', '-')}", table=table, description=f"DuckDB checks of {blend.address}")

@@ -12,7 +12,7 @@ from trlm_core.artifacts.store import Spec
 from trlm_core.data import blend, sources, stage_dataset, taken
 from trlm_core.lineage import finished
 from trlm_core.recipes.schema import Source, Stage, TakenSource
-from trlm_core.tracking import RunAddress, log_dataset
+from trlm_core.tracking import RunAddress, log_dataset, log_table
 
 
 @task(
@@ -68,6 +68,7 @@ def assemble_blend(place: Place, stage: Stage, read: list[Manifest], base: Manif
             profile=profile,
             context="training",
         )
+        log_table(run, [check.row for check in blend.read_checks(place.folder(manifest))], blend.CHECKS)
         return manifest
 
     return built(place, blend.blend_spec(place.recipe, stage, read), stage.blend.model_dump(mode="json", exclude={"sources"}), build)
@@ -82,9 +83,3 @@ def render_stage_dataset(place: Place, stage: Stage, blended: Manifest, base: Ma
 def find_finished(place: Place, spec: Spec) -> Manifest:
     """What another run left in the store."""
     return finished(place.store, spec)
-
-
-def kept_of(place: Place, *specs: Spec) -> list[Manifest]:
-    """The finished artifacts of these specs where all are there, else none."""
-    found = [place.store.find(spec) for spec in specs]
-    return [manifest for manifest in found if manifest is not None] if all(found) else []

@@ -12,6 +12,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # golden curves and tolerance
 import contextlib
 import copy
 import logging
+import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -158,6 +159,24 @@ def changed_recipe(tiny_recipe_tree: dict[str, Any]) -> Callable[..., Recipe]:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """`small_disk(1 << 20)`: a folder on a file system of so many bytes; asked again, it gets that size. Only root may mount one."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+
+    def sized(size: int) -> Path:
+        how = f"{'remount,' if folder.is_mount() else ''}size={size}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"no small file system: {done.stderr.strip()}")
+        return folder
+
+    yield sized
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

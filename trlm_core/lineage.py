@@ -103,6 +103,12 @@ def finished(store: Store, spec: Spec) -> Manifest:
     return found
 
 
+def all_finished(store: Store, *specs: Spec) -> list[Manifest]:
+    """The finished artifacts of these specs where every one is there, else none."""
+    found = [store.find(spec) for spec in specs]
+    return [manifest for manifest in found if manifest is not None] if all(found) else []
+
+
 def _maker(spec: Spec) -> str:
     """The deployment that builds it."""
     if spec.name == "questions":

@@ -1,8 +1,10 @@
 """Tracking: the only module that imports mlflow. One parent run per pipeline run, one child per blend, stage, evaluation and report."""
 
 import contextlib
+import os
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 EXPERIMENT = "trlm"
+DATABASE = "sqlite:///"
 DIGEST_LENGTH = 36  # mlflow's limit
 PARAM_LENGTH = 6000
 
@@ -116,6 +119,11 @@ def log_file(run: RunAddress, path: Path, folder: str | None = None) -> None:
     _client(run.uri).log_artifact(run.run_id, str(path), folder)
 
 
+def log_table(run: RunAddress, rows: Sequence[Mapping[str, str]], name: str) -> None:
+    """As an artifact that MLflow's page shows as a table; the columns are the first row's."""
+    _client(run.uri).log_table(run.run_id, {column: [row[column] for row in rows] for column in rows[0]}, name)
+
+
 def artifact_page(run: RunAddress, path: str) -> str:
     """Where a browser finds an artifact of the run: on MLflow's page, or, of a database without a server, the file itself."""
     info = _client(run.uri).get_run(run.run_id).info
@@ -169,4 +177,18 @@ def flattened(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
+    path = Path(uri.removeprefix(DATABASE))
+    if uri.startswith(DATABASE) and not path.exists():
+        _make_database(path)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _make_database(path: Path) -> None:
+    """MLflow makes its tables one by one, and one that a kill or a full disk left half made opens never again: it is made aside."""
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as aside:
+        MlflowClient(tracking_uri=f"{DATABASE}{aside}/{path.name}")
+        with contextlib.suppress(FileExistsError):  # another process was first
+            os.link(f"{aside}/{path.name}", path)

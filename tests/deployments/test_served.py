@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from trlm_core.artifacts.store import Store
@@ -196,8 +197,13 @@ def test_down_ends_every_process_and_up_brings_all_back(start_site: Callable[...
     site = start_site("--pool", "cpu")
     processes = [service.process for service in site.services.values()]
     assert len(processes) == 3
+    server = psutil.Process(site.services["mlflow"].process.pid)
+    children = server.children(recursive=True)
+    assert children, "MLflow answers from a child"
+    server.kill()
     site.command("trlm", "down", "--home", str(site.home))
     assert not any(process.is_alive() for process in processes)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], "nor what a killed one left"
     assert site.services == {}
 
 

@@ -3,6 +3,7 @@
 A file in a tree: {"type": "file", "oid": "1c5e...", "size": 96, "path": "SFT/a.parquet", "lfs": {"oid": "9f2b...", "size": 96, ...}}
 """
 
+import fnmatch
 from typing import Any
 
 import yaml
@@ -51,7 +52,7 @@ def preupload(commit: Commit, file: Entry) -> Entry:
     return {
         "path": file["path"],
         "uploadMode": "lfs" if is_large(file["path"], file["size"]) else "regular",
-        "shouldIgnore": False,
+        "shouldIgnore": any(fnmatch.fnmatch(file["path"], pattern) for pattern in _ignored(commit)),
         "oid": kept.etag if kept is not None else None,
     }
 
@@ -73,6 +74,12 @@ def _card(commit: Commit) -> Any:
         return front_matter(b"".join(readme.pieces(0, readme.size)).decode())
     except yaml.YAMLError:  # to the Hub a repository with a broken card has none
         return None
+
+
+def _ignored(commit: Commit) -> list[str]:
+    """Patterns of the repository's .gitignore; of git's own ones only those that are plain wildcards."""
+    listed = commit.files.get(".gitignore")
+    return b"".join(listed.pieces(0, listed.size)).decode().split() if listed is not None else []
 
 
 def _sibling(path: str, file: StoredFile, with_blobs: bool) -> Entry:

@@ -54,6 +54,11 @@ def _read(hub: "LoopbackHub", call: Call, repository: Repository, parts: Sequenc
             return json_reply(info(repository, _commit(repository, BRANCH), _asks_for(call, "blobs")))
         case ["revision", revision]:
             return json_reply(info(repository, _commit(repository, revision), _asks_for(call, "blobs")))
+        case ["auth-check"]:
+            return json_reply({})
+        case ["auth-check", "write"]:
+            check_writer(hub.repositories, call.token, "RepoNotFound")
+            return json_reply({})
         case ["tree", revision, *below]:
             return _tree_page(hub, call, _commit(repository, revision), "/".join(below))
     raise Denied(404, "Not found")

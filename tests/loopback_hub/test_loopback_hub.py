@@ -153,6 +153,24 @@ def test_only_the_writer_s_token_writes(hub: LoopbackHub, letters: Repository, c
     assert len(letters.commits) == 1
 
 
+def test_who_may_write_can_be_asked(hub: LoopbackHub, letters: Repository, client: Client):
+    letters.token = "hf_reader"
+    code = 'tell([failure(lambda: api.auth_check(NAME, repo_type="dataset", write=write)) for write in (False, True)])'
+    told = [client(code, HF_TOKEN=token) for token in (TOKEN, "hf_reader", "hf_wrong")]
+    assert told == [[None, None], [None, ["HfHubHTTPError", 403]], [["HfHubHTTPError", 401]] * 2]
+
+
+def test_what_a_gitignore_names_is_left_out_of_a_commit(hub: LoopbackHub, letters: Repository, client: Client):
+    letters.commit({".gitignore": b"*.log\n"})
+    client(
+        """
+add = CommitOperationAdd
+tell(api.create_commit(NAME, [add("a.log", b"a"), add("a.txt", b"a")], commit_message="new", repo_type="dataset").oid)""",
+        HF_TOKEN=TOKEN,
+    )
+    assert {"a.log", "a.txt"} & set(letters.head.files) == {"a.txt"}
+
+
 def test_a_private_repository_wants_its_token(hub: LoopbackHub, letters: Repository, client: Client):
     letters.token = "hf_reader"
     hub.repositories.made("owner/other").token = "hf_other"

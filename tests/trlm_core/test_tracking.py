@@ -1,10 +1,12 @@
 """Tracking with a real MLflow on SQLite: how runs end, what they hold, and whose digest a dataset has."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+import sqlalchemy.exc
 
 from trlm_core.tracking import RunAddress, Tracker, finish, flattened, log_dataset, log_file, log_metrics, register_checkpoint, tracked
 
@@ -107,6 +109,16 @@ def test_a_checkpoint_is_registered_version_by_version_and_the_last_is_the_candi
     assert (str(candidate.version), candidate.tags["fingerprint"], candidate.run_id) == ("2", "bb" * 32, run.run_id)
     assert candidate.tags["address"] == str(tmp_path)
     assert len(client.search_model_versions("name='trlm-tiny.stage1_sft'")) == 2
+
+
+def test_a_database_that_a_full_disk_left_half_made_is_made_anew(small_disk: Callable[[int], Path]):
+    disk = small_disk(500 << 10)
+    tracker = Tracker(uri=f"sqlite:///{disk / 'mlflow.db'}", artifacts=disk / "artifacts")
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="disk is full"):
+        tracker.start("run", params={}, tags={})
+    assert not list(disk.iterdir())
+    small_disk(64 << 20)
+    assert tracker.start("run", params={}, tags={}).run_id
 
 
 def test_an_address_crosses_a_process_border_as_json(run: RunAddress):

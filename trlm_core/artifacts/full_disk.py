@@ -3,6 +3,7 @@
 import errno
 import gc
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -20,10 +21,15 @@ class FullDiskError(StoreError):
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether a full disk, or a quota that is used up, is what it came from."""
     while error is not None:
-        if isinstance(error, FullDiskError) or (isinstance(error, OSError) and error.errno in FULL):
+        if isinstance(error, FullDiskError) or _says_so(error):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def told(error: BaseException) -> str:
+    """Of a full disk that met no artifact: a tracking database, a cache of the clients."""
+    return f"wanted more room, got a full disk ({_first_line(error)}); free some, then run again: what is finished is kept"
 
 
 def with_room(make: Callable[[], Result], what: str, root: Path, advice: str) -> Result:
@@ -35,10 +41,20 @@ def with_room(make: Callable[[], Result], what: str, root: Path, advice: str) ->
     except Exception as error:
         if not is_full_disk(error):
             raise
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = _first_line(error)
     gc.collect()  # the error's frames hold files open, and a file that is open keeps its space when it is removed
     usage = shutil.disk_usage(root)
     raise FullDiskError(
-        f"{root}: wanted more room for {what}, got a full disk ({told}); what was begun is removed, {usage.free:,} of {usage.total:,} bytes "
+        f"{root}: wanted more room for {what}, got a full disk ({said}); what was begun is removed, {usage.free:,} of {usage.total:,} bytes "
         f"are free; free more or {advice}, then run again: what is finished is kept"
     )
+
+
+def _says_so(error: BaseException) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

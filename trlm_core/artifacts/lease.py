@@ -75,7 +75,7 @@ class FileLease:
             return self._taken()
         except OSError as error:
             raise StoreError(
-                f"store {self.path.parents[1]}: wanted to hold it, got {error}; make that writable or choose another with --store"
+                f"store {self.path.parents[1]}: wanted to hold it, got {error}; free some of its disk, make it writable or choose another with --store"
             ) from error
 
     def _taken(self) -> str | None:

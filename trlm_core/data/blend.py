@@ -16,21 +16,19 @@ from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.card import Made, dataset_card
-from trlm_core.data.checks import Check, run_checks, token_lengths
+from trlm_core.data.checks import Check, run_checks
 from trlm_core.data.duplicates import Seen
+from trlm_core.data.lengths import Lengths
 from trlm_core.data.memory import use_tight_pool
-from trlm_core.data.rows import CONVERSATIONS, Row, schema_of
+from trlm_core.data.rows import Row, schema_of
 from trlm_core.data.shards import Format, Shard, closing_rows, has_shards, iter_shards, shard_paths, shards_of
 from trlm_core.data.shuffle import Dealt, Shuffle
 from trlm_core.data.split import seed_of
-from trlm_core.data.taken import TOKENS, Origin, read_origin
+from trlm_core.data.taken import Origin, read_origin
 from trlm_core.recipes.schema import Recipe, Source, Stage, TakenSource
-from trlm_core.text.token_counts import token_counter
 
 CHECKS, ORIGINS = "checks.json", "origins.json"
-SAMPLED_ROWS = 2_000  # whose tokens are counted where no filter has counted all; the first of a shuffled blend are a uniform sample
 THREADS = 3  # two shards are written while the sample's tokens are counted
-COUNTED_AT_ONCE = 500
 ELSEWHERE = "duplicate_of_another_source"
 
 
@@ -80,10 +78,10 @@ def assemble(store: Store, recipe: Recipe, stage: Stage, sources: Sequence[Manif
     def build(folder: Path) -> dict[str, Any]:
         portions, twice = _portions(store, stage, sources)
         kind = _format(stage, portions)
-        lengths = _Lengths(store.folder(base))
+        lengths = Lengths(stage, store.folder(base))
         written = {split: _write(folder, split, stage, portions, kind, lengths) for split in ("train", "held_out")}
         rows = {portion.name: portion.train for portion in portions}
-        checks = run_checks(folder, stage, rows, near=folder) + lengths.checks()
+        checks = run_checks(folder, stage, rows, near=folder) + lengths.checks(rows)
         _require(checks)
         counts = {source.name: _counted(source.counts, rows[source.name], twice[source.name]) for source in sources}
         origins = {portion.name: read_origin(portion.folder) for portion in portions}
@@ -152,17 +150,25 @@ def _format(stage: Stage, portions: Sequence[Portion]) -> Format:
     return "parquet" if sum(portion.train for portion in portions) >= stage.blend.parquet_from else "json"
 
 
-def _write(folder: Path, split: str, stage: Stage, portions: Sequence[Portion], kind: Format, lengths: "_Lengths") -> int:
+def _write(folder: Path, split: str, stage: Stage, portions: Sequence[Portion], kind: Format, lengths: Lengths) -> int:
     """Rows written."""
     schema, rows = schema_of(stage), sum(portion.rows(split) for portion in portions)
     shuffle = Shuffle(rows, seed_of(stage.blend.seed, split), sum(portion.bytes for portion in portions))
-    batches = (lengths.noted(batch, split).select(schema.names) for portion in portions for batch in portion.batches(split))
+    batches = (batch.select(schema.names) for batch in _batches(portions, split, lengths))
     with shuffle.dealt(batches, schema, folder) as dealt, ThreadPoolExecutor(THREADS) as threads:
         under_way = [threads.submit(lengths.sample, dealt)] if split == "train" else []
         under_way += [threads.submit(_write_shard, shard, schema, dealt) for shard in shards_of(folder, split, rows, kind)]
         for each in under_way:
             each.result()
     return rows
+
+
+def _batches(portions: Sequence[Portion], split: str, lengths: Lengths) -> Iterator[pa.RecordBatch]:
+    for portion in portions:
+        for batch in portion.batches(split):
+            if split == "train":
+                lengths.note(portion.name, batch)
+            yield batch
 
 
 def _write_shard(shard: Shard, schema: pa.Schema, dealt: Dealt) -> None:
@@ -174,36 +180,6 @@ def _write_shard(shard: Shard, schema: pa.Schema, dealt: Dealt) -> None:
 def _patterns(written: dict[str, int], kind: Format) -> dict[str, str]:
     """Split -> its files, of those with rows: a loader cannot tell an empty file of JSON lines from none."""
     return {split: f"{split}-*.parquet" if kind == "parquet" else f"{split}.jsonl" for split, rows in written.items() if rows}
-
-
-class _Lengths:
-    """Token counts of the train rows: of all where their filters have counted them, else of a sample."""
-
-    def __init__(self, tokenizer: Path) -> None:
-        self._tokenizer = tokenizer
-        self._counts: list[int] = []
-        self._uncounted = False
-
-    def noted(self, batch: pa.RecordBatch, split: str) -> pa.RecordBatch:
-        if split == "train" and TOKENS in batch.schema.names:
-            self._counts += batch[TOKENS].to_pylist()
-        self._uncounted |= split == "train" and TOKENS not in batch.schema.names
-        return batch
-
-    def sample(self, dealt: Dealt) -> None:
-        if self._uncounted:
-            count = token_counter(self._tokenizer)
-            batches = itertools.chain.from_iterable(table.to_batches(COUNTED_AT_ONCE) for table in dealt.tables(0, SAMPLED_ROWS))
-            self._counts = [tokens for batch in batches for tokens in count([_text(row) for row in batch.to_pylist()])]
-
-    def checks(self) -> list[Check]:
-        of = f"of a seeded sample of {len(self._counts):,}" if self._uncounted else "of all rows"
-        return token_lengths(self._counts, of) if self._counts else []
-
-
-def _text(row: Row) -> str:
-    """Of the conversation, or of a pair's longer side."""
-    return max(("\n".join(turn["content"] for turn in row[name]) for name in CONVERSATIONS if name in row), key=len)
 
 
 def _require(checks: Sequence[Check]) -> None:

@@ -43,7 +43,7 @@ def dataset_card(recipe: Recipe, stage: Stage, made: Made) -> str:
             "Licences are those that the sources' own cards name. Answers that a model wrote may be bound by that model's licence too: "
             "the sources' cards say which models wrote them.",
             "## Checks (DuckDB, over the finished shards)",
-            _table(["check", "wanted", "got", ""], [[c.name, c.wanted or "", c.got, c.verdict] for c in made.checks]),
+            _table(["check", "wanted", "got", "verdict"], [[*check.row.values()] for check in made.checks]),
             "## Build it again, load it",
             f"    trlm blend {recipe.name} {stage.name}{_variant(recipe)}\n    datasets.load_dataset('path/to/this/folder')",
             "## Columns",
@@ -59,7 +59,7 @@ def _metadata(recipe: Recipe, stage: Stage, made: Made) -> dict[str, Any]:
     languages = {language for origin in made.origins.values() for language in (origin.languages if origin else ("en",))}
     return {
         "pretty_name": f"{recipe.name} {stage.name}",
-        "license": licenses[0] if len(licenses) == 1 and licenses[0] != UNKNOWN else "other",
+        "license": licenses[0] if len(licenses) == 1 and licenses[0] != UNKNOWN and "," not in licenses[0] else "other",
         "language": sorted(languages),
         "task_categories": ["text-generation"],
         "size_categories": [next((name for limit, name in SIZES if made.rows < limit), "1M<n<10M")],

@@ -5,14 +5,16 @@
 
 import contextlib
 import errno
+import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from trlm_core.data.normalize import place_of
 from trlm_core.data.rows import CONVERSATIONS, schema_of
 from trlm_core.data.shards import format_of, shard_paths
 from trlm_core.recipes.schema import GeneratedSource, Source, Stage, TakenSource
@@ -21,7 +23,6 @@ PROVENANCE_COLUMNS = ("source", "_source_dataset", "_source_subset", "_source_sp
 PLACE = "_source_dataset, _source_subset, _source_split"
 MEMORY = "128MB"
 FULL = ("max_temp_directory_size", "No space left on device")  # DuckDB's words for a disk that takes nothing more
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TURN = "STRUCT(role VARCHAR, content VARCHAR)[]"
 
 
@@ -39,6 +40,11 @@ class Check(BaseModel):
     @property
     def verdict(self) -> str:
         return "measured" if self.wanted is None else "passed" if self.passed else "FAILED"
+
+    @property
+    def row(self) -> dict[str, str]:
+        """Of a table."""
+        return {"check": self.name, "wanted": self.wanted or "", "got": self.got, "verdict": self.verdict}
 
 
 def run_checks(folder: Path, stage: Stage, rows: Mapping[str, int], near: Path | None = None) -> list[Check]:
@@ -72,17 +78,8 @@ def _spilling(near: Path | None) -> Iterator[duckdb.DuckDBPyConnection]:
                 yield db
             except duckdb.Error as error:
                 if any(words in str(error) for words in FULL):
-                    raise OSError(errno.ENOSPC, str(error).splitlines()[0], spool) from error
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), spool) from error
                 raise
-
-
-def token_lengths(lengths: Sequence[int], of: str) -> list[Check]:
-    """Quantiles of rows' token counts; `of` says which rows."""
-    with duckdb.connect() as db:
-        counted = pa.table({"tokens": pa.array(lengths, pa.int64())})
-        (found,) = db.from_arrow(counted).aggregate(f"quantile_disc(tokens, {list(QUANTILES)}), max(tokens)").fetchall()
-    told = [*(f"p{quantile * 100:g} {value:,}" for quantile, value in zip(QUANTILES, found[0], strict=True)), f"max {found[1]:,}"]
-    return [Check(name=f"tokens of a row, {of}", wanted=None, got=", ".join(told))]
 
 
 def _view(db: duckdb.DuckDBPyConnection, folder: Path, split: str, schema: pa.Schema) -> None:
@@ -139,9 +136,8 @@ def _scalar(db: duckdb.DuckDBPyConnection, query: str, *values: object) -> int:
 
 
 def _place(source: Source) -> tuple[str, str, str] | None:
-    if source.kind == "hub":
-        return source.repo, source.subset or "", source.split
-    return (source.address, "", source.format) if source.kind == "files" else None
+    """None for a source that is made here."""
+    return place_of(source) if isinstance(source, TakenSource) else None
 
 
 def _rows_of(db: duckdb.DuckDBPyConnection, source: Source) -> int:

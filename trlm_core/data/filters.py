@@ -19,6 +19,7 @@ Turns = Sequence[dict[str, str]]
 class Judged:
     reason: str | None  # why the row is kept out; None: it is kept
     tokens: int | None  # of its turns, where a filter has counted them; of a pair, the longer side's
+    question: str | None = None  # of a benchmark, that a contaminated row contains: "gsm8k 12"
 
 
 def row_filter(
@@ -28,7 +29,7 @@ def row_filter(
 
     def judge(rows: Sequence[Row]) -> list[Judged]:
         tokens = _token_counts(rows, count_tokens) if count_tokens is not None else [None] * len(rows)
-        return [Judged(_reason(row, filters, count, grams), count) for row, count in zip(rows, tokens, strict=True)]
+        return [_judged(row, filters, count, grams) for row, count in zip(rows, tokens, strict=True)]
 
     return judge
 
@@ -38,15 +39,22 @@ def sides(row: Row) -> list[Turns]:
     return [row[name] for name in CONVERSATIONS if name in row]
 
 
-def _reason(row: Row, filters: Filters, tokens: int | None, grams: BenchmarkGrams | None) -> str | None:
+def _judged(row: Row, filters: Filters, tokens: int | None, grams: BenchmarkGrams | None) -> Judged:
+    reason = _reason(row, filters, tokens)
+    if reason is None and grams is not None:
+        match = next((found for side in sides(row) if (found := grams.match(text_of(side)))), None)
+        if match is not None:
+            return Judged("contaminated", tokens, f"{match.benchmark} {match.question}")
+    return Judged(reason, tokens)
+
+
+def _reason(row: Row, filters: Filters, tokens: int | None) -> str | None:
     if filters.turns and (reason := _turns_reason(row)):
         return reason
     if filters.thoughts is not None and (reason := _thoughts_reason(row, filters.thoughts)):
         return reason
     if filters.max_tokens is not None and tokens is not None and tokens > filters.max_tokens:
         return "too_long"
-    if grams is not None and any(grams.match(text_of(side)) for side in sides(row)):
-        return "contaminated"
     return None
 
 

@@ -14,6 +14,7 @@ from trlm_core.data.errors import SourceConnectionError, SourceError
 Result = TypeVar("Result")
 RepoKind = Literal["dataset", "model"]
 READABLE = ("parquet", "json", "arrow")
+CONNECT_SECONDS, SECONDS = 10.0, 120.0  # the second: without a byte, in either direction
 
 
 @dataclass(frozen=True)
@@ -76,25 +77,39 @@ def terms_of(repo: str, revision: str) -> Terms:
     return Terms(_plain(told.get("license")), tuple([languages] if isinstance(languages, str) else [str(each) for each in languages]))
 
 
+@functools.cache
+def bound_waits() -> None:
+    """The clients wait for ever where nobody tells them how long: they take no timeout for most of their calls."""
+    import httpx2
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def bounded() -> httpx2.Client:
+        client = default_client_factory()
+        client.timeout = httpx2.Timeout(SECONDS, connect=CONNECT_SECONDS)
+        return client
+
+    set_client_factory(bounded)
+
+
 def _plain(value: Any) -> str | None:
     return ", ".join(str(each) for each in value) if isinstance(value, list) else (str(value) if value else None)
 
 
 def _asked(call: Callable[[], Result], where: str) -> Result:
-    """The clients' many errors as our two. Theirs say nothing of a token."""
+    """The clients' many errors as our two. A transport's own words may quote a header, and so a token."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    bound_waits()
     try:
         return call()
     except OfflineModeIsEnabled as error:
         raise SourceError(f"{where}: wanted the Hub, got HF_HUB_OFFLINE set; unset it") from error
     except HfHubHTTPError as error:
         raise told(error, where) from error
-    except httpx2.TransportError as error:
-        raise SourceConnectionError(f"{where}: wanted an answer of the Hub, got {type(error).__name__}: {error}") from error
-    except ConnectionError as error:
-        raise SourceConnectionError(f"{where}: wanted an answer of the Hub, got {error}") from error
+    except (httpx2.TransportError, ConnectionError) as error:
+        raise SourceConnectionError(f"{where}: wanted an answer of the Hub, got {type(error).__name__}") from error
     except (ValueError, FileNotFoundError) as error:  # `datasets`: no such subset, no data files
         raise _cause_told(error, where) from error
 

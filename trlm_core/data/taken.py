@@ -166,7 +166,8 @@ def _judged(table: pa.Table, judge: Judge | None, tally: Tally) -> pa.Table:
         if verdict.reason is not None:
             tally.dropped[verdict.reason] += 1
             if tally.dropped[verdict.reason] <= EXAMPLES:
-                tally.examples.append({"reason": verdict.reason, **row})
+                found = {"question": verdict.question} if verdict.question is not None else {}
+                tally.examples.append({"reason": verdict.reason, **found, **row})
     if verdicts[0].tokens is not None:
         table = table.append_column(TOKENS, pa.array([verdict.tokens for verdict in verdicts], pa.int32()))
     return table.filter(pa.array([verdict.reason is None for verdict in verdicts]))

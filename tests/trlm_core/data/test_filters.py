@@ -156,8 +156,8 @@ def test_a_batch_of_no_rows_has_no_verdicts():
 def test_a_row_that_contains_a_question_is_contaminated_on_either_side():
     judge = row_filter(filters(), None, BenchmarkGrams.of({"gsm8k": [QUESTION]}, 8, 0.5))
     clean, dirty = turns("ua", "What did Natalia sell?", "Clips."), turns("ua", f"Say: {QUESTION}!", "No.")
-    told = [judged.reason for judged in judge([pair(clean, clean), pair(dirty, clean), pair(clean, dirty), {"messages": dirty}])]
-    assert told == [None, "contaminated", "contaminated", "contaminated"]
+    told = judge([pair(clean, clean), pair(dirty, clean), pair(clean, dirty), {"messages": dirty}])
+    assert told == [Judged(None, None), *[Judged("contaminated", None, "gsm8k 0")] * 3]
 
 
 def test_the_first_filter_that_a_row_fails_gives_the_reason():

@@ -1,30 +1,20 @@
 """A blend from the loopback Hub, through the real clients in a process of its own: what it leaves without a fault, and with each."""
 
 import json
-import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-import yaml
 
+from tests.loopback_hub.blends import command, copied_store, environment, hashes, store_with_base, told, write_recipe
 from tests.loopback_hub.faults import Fault, calls, data
 from tests.loopback_hub.server import LoopbackHub
 from tests.loopback_hub.smoltalk2 import PREFERENCES, SFT, SMOLTALK2, conversation_row, parquet_files, preferences, smoltalk2
-from trlm_core.artifacts.fingerprint import file_sha256
-from trlm_core.artifacts.manifest import MANIFEST_NAME
-from trlm_core.artifacts.store import Store
-from trlm_core.base_model import make_base
-from trlm_core.recipes.load import load_recipe, parse_recipe
-from trlm_core.recipes.lock import pinned, references
-from trlm_core.recipes.schema import FolderBase
+from trlm_core.recipes.load import load_recipe
 
-ROOT = Path(__file__).parents[3]
 ROWS = 40  # of every split
 COUNT = 25  # that are taken of it
 STAGES = ("stage1_sft", "stage2_sft_think", "stage3_dpo")
@@ -44,40 +34,31 @@ def recipe_file(hub: LoopbackHub, tiny_base: Path, tmp_path: Path) -> Callable[.
     """The report's recipe with counts and base shrunk, pinned to the Hub's commits, as a file."""
 
     def write(name: str = "recipe", variant: str = "report", **changes: Any) -> Path:
-        tree = load_recipe("trlm-135m", variant=variant).model_dump(mode="json")
-        tree["base"] = {"kind": "folder", "path": str(tiny_base), "sha256": file_sha256(tiny_base / "model.safetensors"), "label": "tiny"}
-        for stage in tree["stages"]:
-            stage["blend"] |= {"parquet_from": 100}
-            for source in stage["blend"]["sources"]:
-                source |= {"num_examples": COUNT, "reported_share": None, **changes.get("source", {})}
-            if stage["blend"]["filters"] is not None:
-                stage["blend"]["filters"] |= {"contamination": None, **changes.get("filters", {})}
-        pins = {each.key: _commit(hub, each.address) for each in references(parse_recipe(tree, where="test"))}
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(pinned(tree, pins), sort_keys=False))
-        return path
+        def shrink(tree: dict[str, Any]) -> None:
+            for stage in tree["stages"]:
+                stage["blend"] |= {"parquet_from": 100}
+                for source in stage["blend"]["sources"]:
+                    source |= {"num_examples": COUNT, "reported_share": None, **changes.get("source", {})}
+                if stage["blend"]["filters"] is not None:
+                    stage["blend"]["filters"] |= {"contamination": None, **changes.get("filters", {})}
+
+        return write_recipe(tmp_path / f"{name}.yaml", hub, tiny_base, shrink, variant)
 
     return write
 
 
 @pytest.fixture(scope="module")
 def base_store(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that has the base: to make it costs more than a blend."""
-    store = Store.open(tmp_path_factory.mktemp("base") / "store")
-    sha256 = file_sha256(tiny_base / "model.safetensors")
-    make_base(store, FolderBase(kind="folder", path=str(tiny_base), sha256=sha256, label="tiny"))
-    return store.root
+    return store_with_base(tmp_path_factory.mktemp("base") / "store", tiny_base)
 
 
 @pytest.fixture
 def blend(hub: LoopbackHub, base_store: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    def run(recipe: Path, stage: str = "stage2_sft_think", store: str = "store", **environment: str) -> dict[str, Any]:
-        if not (tmp_path / store).exists():
-            shutil.copytree(base_store, tmp_path / store)
-        command = [sys.executable, "-m", "tests.loopback_hub.blend_once", str(recipe), stage, str(tmp_path / store)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=_environment(hub, tmp_path) | environment)
+    def run(recipe: Path, stage: str = "stage2_sft_think", store: str = "store", **changed: str) -> dict[str, Any]:
+        asked = command(recipe, stage, copied_store(base_store, tmp_path / store))
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=120, env=environment(hub, tmp_path / "hf") | changed)
         assert done.stdout, done.stderr[-3000:]
-        return {**json.loads(done.stdout.splitlines()[-1]), "log": done.stderr}
+        return {**told(done.stdout), "log": done.stderr}
 
     return run
 
@@ -288,16 +269,6 @@ def test_a_finished_source_is_not_read_again(hub: LoopbackHub, recipe_file: Call
     assert {request.path.rsplit("/", 1)[-1].rsplit("-", 3)[0] for request in footers_apart} == {THINK}
 
 
-def _commit(hub: LoopbackHub, address: str) -> str:
-    repository = hub.repositories.get(address)
-    return repository.commits[-1].sha if repository is not None else "0" * 40
-
-
-def _environment(hub: LoopbackHub, tmp_path: Path) -> dict[str, str]:
-    clients = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
-    return {**{name: value for name, value in os.environ.items() if not name.startswith("HF_")}, **clients, "OMP_NUM_THREADS": "1"}
-
-
 def _rows(made: dict[str, Any], stage: str) -> list[dict[str, Any]]:
     import datasets
 
@@ -307,7 +278,5 @@ def _rows(made: dict[str, Any], stage: str) -> list[dict[str, Any]]:
 
 
 def _bytes(made: dict[str, Any]) -> dict[str, str]:
-    """sha256 of every file but the manifest, which tells the time."""
     assert "folder" in made, made
-    folder = Path(made["folder"])
-    return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_NAME}
+    return hashes(Path(made["folder"]))
