@@ -45,8 +45,8 @@ def with_room(make: Callable[[], Result], what: str, root: Path, advice: str) ->
     gc.collect()  # the error's frames hold files open, and a file that is open keeps its space when it is removed
     usage = shutil.disk_usage(root)
     raise FullDiskError(
-        f"{root}: wanted more room for {what}, got a full disk ({said}); what was begun is removed, {usage.free:,} of {usage.total:,} bytes "
-        f"are free; free more or {advice}, then run again: what is finished is kept"
+        f"{root}: wanted more room for {what}, got a full disk ({said}); what was begun is removed, {usage.free:,} of {usage.total:,} "
+        f"bytes are free; free more or {advice}, then run again: what is finished is kept"
     )
 
 

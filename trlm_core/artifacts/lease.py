@@ -74,9 +74,8 @@ class FileLease:
         try:
             return self._taken()
         except OSError as error:
-            raise StoreError(
-                f"store {self.path.parents[1]}: wanted to hold it, got {error}; free some of its disk, make it writable or choose another with --store"
-            ) from error
+            where = f"store {self.path.parents[1]}"
+            raise StoreError(f"{where}: wanted to hold it, got {error}; free some of its disk, or choose another with --store") from error
 
     def _taken(self) -> str | None:
         self.path.parent.mkdir(exist_ok=True)

@@ -71,15 +71,16 @@ def run_checks(folder: Path, stage: Stage, rows: Mapping[str, int], near: Path |
 @contextlib.contextmanager
 def _spilling(near: Path | None) -> Iterator[duckdb.DuckDBPyConnection]:
     """DuckDB in bounded memory. Without a folder of its own it would spill into the working directory."""
-    with tempfile.TemporaryDirectory(prefix=".checks-", dir=near) as spool:
-        config = {"memory_limit": MEMORY, "preserve_insertion_order": "false", "temp_directory": spool}
-        with duckdb.connect(config=config) as db:
-            try:
-                yield db
-            except duckdb.Error as error:
-                if any(words in str(error) for words in FULL):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), spool) from error
-                raise
+    with (
+        tempfile.TemporaryDirectory(prefix=".checks-", dir=near) as spool,
+        duckdb.connect(config={"memory_limit": MEMORY, "preserve_insertion_order": "false", "temp_directory": spool}) as db,
+    ):
+        try:
+            yield db
+        except duckdb.Error as error:
+            if any(words in str(error) for words in FULL):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), spool) from error
+            raise
 
 
 def _view(db: duckdb.DuckDBPyConnection, folder: Path, split: str, schema: pa.Schema) -> None:

@@ -24,27 +24,30 @@ def small_store(small_disk: Callable[[int], Path]) -> Store:
     return Store.open(small_disk(SIZE) / "store")
 
 
-def by_python(folder: Path) -> None:
+def by_python(folder: Path) -> dict[str, Any]:
     with (folder / "noise.bin").open("wb") as file:
         while True:
             file.write(os.urandom(1000))
 
 
-def by_arrow(folder: Path) -> None:
+def by_arrow(folder: Path) -> dict[str, Any]:
     writer = pa.ipc.new_file(pa.OSFile(str(folder / "noise.arrow"), "wb"), NOISE.schema)
     while True:
         writer.write_table(NOISE)
 
 
-def by_parquet(folder: Path) -> None:
+def by_parquet(folder: Path) -> dict[str, Any]:
     writer = pq.ParquetWriter(folder / "noise.parquet", NOISE.schema)
     while True:
         writer.write_table(NOISE)
 
 
-def by_a_thread(folder: Path) -> None:
+def by_a_thread(folder: Path) -> dict[str, Any]:
     with ThreadPoolExecutor(2) as threads:
-        threads.submit(by_arrow, folder).result()
+        under_way = [threads.submit(by_arrow, folder)]  # a frame that holds a future that holds the error that holds the frame
+        for each in under_way:
+            each.result()
+    return {}
 
 
 def to_the_last_byte(folder: Path) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def to_the_last_byte(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fill", [by_python, by_arrow, by_parquet, by_a_thread, to_the_last_byte])
-def test_a_full_disk_is_one_clear_error_and_leaves_the_store_as_before(small_store: Store, fill: Callable[[Path], Any]):
+def test_a_full_disk_is_one_clear_error_and_leaves_the_store_as_before(small_store: Store, fill: Callable[[Path], dict[str, Any]]):
     kept = small_store.make(OTHER, a_little)
     before, room = files_below(small_store.root), free(small_store.root)
     with pytest.raises(FullDiskError) as raised:
@@ -73,9 +76,9 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_store_as_before(small_sto
 def test_a_lease_without_room_is_one_clear_error_and_is_not_kept(small_store: Store):
     to_the_last_byte(small_store.root)
     for _ in range(2):  # the second would wait for a lock that the first had kept
-        with pytest.raises(ValueError, match="wanted to hold it, got .*No space left on device"):
+        with pytest.raises(ValueError, match=r"wanted to hold it, got .*No space left on device"):
             small_store.make(SPEC, a_little)
-        with pytest.raises(ValueError, match="wanted to hold it, got .*No space left on device"), small_store.held():
+        with pytest.raises(ValueError, match=r"wanted to hold it, got .*No space left on device"), small_store.held():
             pass
     (small_store.root / "noise.bin").unlink()
     assert small_store.make(SPEC, a_little).counts == {"rows": 1}

@@ -23,7 +23,8 @@ PLACES = {  # and how many of the twenty moments are drawn there, each from a st
     SOURCES: 3,
     "reading taken": 1,
     "reading shelf._sync": 2,  # of a source's files before its manifest
-    "assembling shuffle": 2,
+    "assembling shuffle._pieces": 1,  # of the rows that are dealt
+    "assembling shuffle._sorted": 1,
     "assembling shards.write": 2,  # of a shard's rows
     "assembling checks._scalar": 1,
     "assembling card": 1,
