@@ -1,12 +1,8 @@
 """Runners: what reads the sources of a blend: threads of the flow's process, or the nodes of a Ray cluster."""
 
-import contextlib
 import importlib.util
 import os
-import signal
 import socket
-import threading
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from prefect import unmapped
@@ -57,20 +53,12 @@ def check_runner(runner: RunnerName, store: Store) -> None:
 
 def read_sources(place: Place, stage: Stage, base: Manifest, runner: RunnerName) -> list[Manifest]:
     """The stage's sources, read side by side. One that fails lets the others finish: their work is kept."""
-    with _readers(runner) as readers:
+    readers: TaskRunner[Any] = _ray() if runner == "ray" else ThreadPoolTaskRunner()
+    with readers:
         same = {"place": unmapped(place), "stage": unmapped(stage), "base": unmapped(base)}
-        read = readers.map(read_source, {**same, "source": list(stage.blend.sources)})  # pyright: ignore[reportArgumentType]
+        read: Any = readers.map(read_source, {**same, "source": list(stage.blend.sources)})  # pyright: ignore[reportArgumentType]
         read.wait()
         return read.result()
-
-
-@contextlib.contextmanager
-def _readers(runner: RunnerName) -> Iterator[TaskRunner[Any]]:
-    handler = signal.getsignal(signal.SIGTERM)
-    with _ray() if runner == "ray" else ThreadPoolTaskRunner() as readers:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place of Prefect's, which cancels a run
-        yield readers
 
 
 def _ray() -> TaskRunner[Any]:
@@ -81,9 +69,9 @@ def _ray() -> TaskRunner[Any]:
         options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_BYTES}
     else:
         options = {"runtime_env": {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}}
-    from prefect_ray import RayTaskRunner  # Ray reads the variables when it is imported; and it is an extra
+    from tasks.ray_nodes import RayNodes  # not before the variables are set
 
-    return RayTaskRunner(cluster, options)
+    return RayNodes(cluster, options)
 
 
 def _check_answers(cluster: str) -> None:

@@ -12,10 +12,9 @@ import pyarrow as pa
 
 from trlm_core.data.sampling import Pick
 
-AHEAD = 6  # parts of all sources of a process that are read before their turn
+AHEAD, LOCAL_AHEAD = 6, 2  # parts of all sources of a process that are read before their turn: there is a network to wait for, or none
 MOST_BYTES = 32 << 20  # of a part that is read before its turn; a larger one is read as it is consumed
-_room = threading.BoundedSemaphore(AHEAD)
-
+_room, _local_room = threading.BoundedSemaphore(AHEAD), threading.BoundedSemaphore(LOCAL_AHEAD)
 
 Waiting = deque[tuple[Pick, Future[list[pa.RecordBatch]] | None]]  # with what reads it ahead of its turn
 
@@ -23,25 +22,29 @@ Waiting = deque[tuple[Pick, Future[list[pa.RecordBatch]] | None]]  # with what r
 def read_picks(picks: Iterable[Pick], columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     """Batches with the numbers of their rows in the split."""
     coming, waiting = iter(picks), Waiting()
+    first = next(coming, None)
+    if first is None:
+        return
+    coming, room = itertools.chain([first], coming), _room if first.part.file.is_remote else _local_room
     try:
-        while _fill(waiting, coming, columns, _readers()):
+        while _fill(waiting, coming, columns, room):
             pick, read = waiting[0]
             yield from _numbered(pick, pick.part.batches(columns) if read is None else read.result())
-            _leave(waiting)
+            _leave(waiting, room)
     finally:
         while waiting:
-            _leave(waiting)
+            _leave(waiting, room)
 
 
-def _fill(waiting: Waiting, coming: Iterator[Pick], columns: Sequence[str], threads: ThreadPoolExecutor) -> bool:
+def _fill(waiting: Waiting, coming: Iterator[Pick], columns: Sequence[str], room: threading.BoundedSemaphore) -> bool:
     """Begin to read the next parts where there is room; whether there is anything to wait for."""
-    while _room.acquire(blocking=False):
+    while room.acquire(blocking=False):
         pick = next(coming, None)
         if pick is None or pick.part.bytes(columns) > MOST_BYTES:
-            _room.release()
+            room.release()
             waiting.extend([] if pick is None else [(pick, None)])
             break
-        waiting.append((pick, threads.submit(lambda part=pick.part: list(part.batches(columns)))))
+        waiting.append((pick, _readers().submit(lambda part=pick.part: list(part.batches(columns)))))
     if not waiting:
         waiting.extend((pick, None) for pick in itertools.islice(coming, 1))
     return bool(waiting)
@@ -53,11 +56,11 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(AHEAD, thread_name_prefix="read")
 
 
-def _leave(waiting: Waiting) -> None:
+def _leave(waiting: Waiting, room: threading.BoundedSemaphore) -> None:
     _, read = waiting.popleft()
     if read is not None:
         read.cancel()
-        _room.release()
+        room.release()
 
 
 def _numbered(pick: Pick, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:

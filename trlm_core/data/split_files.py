@@ -51,6 +51,10 @@ class SplitFile:
     path: str  # local, hf:// or s3://
 
     @property
+    def is_remote(self) -> bool:
+        return "://" in self.path
+
+    @property
     def schema(self) -> pa.Schema:
         raise NotImplementedError
 
