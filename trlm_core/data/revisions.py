@@ -1,6 +1,7 @@
 """What the names among a recipe's revisions mean now: commits of the Hub, hashes of files."""
 
 import fnmatch
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from trlm_core.artifacts.fingerprint import fingerprint
@@ -12,6 +13,7 @@ from trlm_core.recipes.lock import Reference, unpinned
 from trlm_core.recipes.schema import FileSource, HubSource, Recipe
 
 GLOB = "*?["
+READERS = 4  # files that are hashed at once
 
 
 def resolved(recipe: Recipe) -> dict[str, str]:
@@ -63,7 +65,9 @@ def _tags(address: str) -> dict[str, str]:
             raise SourceError(f"files {address}: wanted files, got none there")
         return found
     folder = Path(_split(address)[0])
-    return {path.relative_to(folder).as_posix(): known_sha256(path) for path in _local(address)}
+    paths = _local(address)
+    with ThreadPoolExecutor(READERS) as threads:
+        return {path.relative_to(folder).as_posix(): digest for path, digest in zip(paths, threads.map(known_sha256, paths), strict=True)}
 
 
 def _listed(address: str) -> list[str]:

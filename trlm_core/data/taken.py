@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from trlm_core.recipes.schema import HubSource
 logger = logging.getLogger(__name__)
 
 TOKENS = "_tokens"  # of a row, where a filter has counted them; no column of the blend
+ASKED_AT_ONCE = 8  # sources, how many rows they have
 EXAMPLES = 20  # of what was dropped, for each reason
 DROPPED, ORIGIN = "dropped.jsonl", "origin.json"
 SECONDS_BETWEEN_LINES = 10
@@ -101,8 +103,14 @@ def supply(source: TakenFrom) -> int:
 
 def check_supply(sources: Sequence[TakenFrom]) -> None:
     """Raise SourceError that lists every source with fewer rows than its count, unless it may be short."""
-    short = [(source, have) for source in sources if not source.allow_short and (have := supply(source)) < source.num_examples]
-    if short:
+    strict = [source for source in sources if not source.allow_short]
+    if not strict:
+        return
+    import datasets  # noqa: F401  # before several threads want it at once: its modules import each other
+
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        counted = [*zip(strict, threads.map(supply, strict), strict=True)]
+    if short := [(source, have) for source, have in counted if have < source.num_examples]:
         raise SourceError(
             "; ".join(f"{source.name}: wanted {source.num_examples:,} examples, the source has {have:,}" for source, have in short)
             + "; lower num_examples or set allow_short"
