@@ -71,7 +71,7 @@ def assemble_blend(place: Place, stage: Stage, read: list[Manifest], base: Manif
         log_table(run, [check.row for check in blend.read_checks(place.folder(manifest))], blend.CHECKS)
         return manifest
 
-    return built(place, blend.blend_spec(place.recipe, stage, read), stage.blend.model_dump(mode="json", exclude={"sources"}), build)
+    return built(place, blend.blend_spec(place.recipe, stage, read, base), stage.blend.model_dump(mode="json", exclude={"sources"}), build)
 
 
 @task(name="render-stage-dataset", task_run_name="render {stage.name}", tags=["data"], cache_policy=NO_CACHE)

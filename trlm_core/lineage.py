@@ -46,7 +46,8 @@ class Lineage:
         return base_spec(self.recipe.base)
 
     def blend(self, stage: Stage) -> Spec:
-        return blend_spec(self.recipe, stage, [source_spec(self.recipe, stage, source, self.base()) for source in stage.blend.sources])
+        base = self.base()
+        return blend_spec(self.recipe, stage, [source_spec(self.recipe, stage, source, base) for source in stage.blend.sources], base)
 
     def dataset(self, stage: Stage) -> Spec:
         return stage_dataset_spec(self.recipe, stage, self.blend(stage), self.base())

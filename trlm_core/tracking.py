@@ -177,7 +177,7 @@ def flattened(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
-    path = Path(uri.removeprefix(DATABASE))
+    path = Path(uri.removeprefix(DATABASE).partition("?")[0])
     if uri.startswith(DATABASE) and not path.exists():
         _make_database(path)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -101,6 +101,7 @@ def source(name: str, address: str) -> dict[str, Any]:
         "drop": ["chat_template_kwargs"],
         "rename": {},
         "reported_share": None,
+        "answers_by": None,
     }
 
 

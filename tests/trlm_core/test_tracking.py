@@ -127,3 +127,10 @@ def test_an_address_crosses_a_process_border_as_json(run: RunAddress):
 
 def _run(run: RunAddress) -> Any:
     return mlflow.MlflowClient(tracking_uri=run.uri).get_run(run.run_id)
+
+
+def test_a_database_s_address_may_carry_options(tmp_path: Path) -> None:
+    tracker = Tracker(uri=f"sqlite:///{tmp_path / 'mlflow.db'}?timeout=30", artifacts=tmp_path / "mlruns")
+    with tracked(tracker, "a run", params={}, tags={}) as run:
+        assert run.run_id
+    assert (tmp_path / "mlflow.db").is_file()

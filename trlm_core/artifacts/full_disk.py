@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -41,13 +42,20 @@ def with_room(make: Callable[[], Result], what: str, root: Path, advice: str) ->
     except Exception as error:
         if not is_full_disk(error):
             raise
-        said = _first_line(error)
+        said, full = _first_line(error), _disk_of(error) or root
     gc.collect()  # the error's frames hold files open, and a file that is open keeps its space when it is removed
-    usage = shutil.disk_usage(root)
+    usage = shutil.disk_usage(full)
     raise FullDiskError(
-        f"{root}: wanted more room for {what}, got a full disk ({said}); what was begun is removed, {usage.free:,} of {usage.total:,} "
+        f"{full}: wanted more room for {what}, got a full disk ({said}); what was begun is removed, {usage.free:,} of {usage.total:,} "
         f"bytes are free; free more or {advice}, then run again: what is finished is kept"
     )
+
+
+def _disk_of(error: BaseException) -> Path | None:
+    """A folder on the disk that is full, where the error names a file: a cache of the clients can be on another than the store."""
+    name = getattr(error, "filename", None)
+    folder = Path(os.fspath(name)).parent if isinstance(name, str | os.PathLike) else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _says_so(error: BaseException) -> bool:

@@ -75,7 +75,7 @@ class FileLease:
             return self._taken()
         except OSError as error:
             where = f"store {self.path.parents[1]}"
-            raise StoreError(f"{where}: wanted to hold it, got {error}; free some of its disk, or choose another with --store") from error
+            raise StoreError(f"{where}: wanted to hold it, got {error}; mend that, or choose another with --store") from error
 
     def _taken(self) -> str | None:
         self.path.parent.mkdir(exist_ok=True)
@@ -85,6 +85,9 @@ class FileLease:
         except BlockingIOError:
             with os.fdopen(descriptor) as file:
                 return file.read().strip() or JUST_TAKEN
+        except OSError:
+            os.close(descriptor)
+            raise
         self._sign(descriptor)
         with _guard:
             _holds[self.path] = Hold(descriptor, threading.get_ident())

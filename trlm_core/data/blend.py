@@ -52,7 +52,7 @@ class Portion:
             yield from iter_shards(self.folder, split)
             return
         start = 0
-        for batch in itertools.chain(iter_shards(self.folder, "train"), iter_shards(self.folder, "spare")):
+        for batch in itertools.chain.from_iterable(iter_shards(self.folder, file) for file in own_files(self.folder)):
             yield batch.filter(pa.array(self.kept[start : start + batch.num_rows]))
             start += batch.num_rows
 
@@ -64,19 +64,27 @@ class Portion:
         return sum(Path(path).stat().st_size for path in shard_paths(self.folder, "train"))
 
 
-def blend_spec(recipe: Recipe, stage: Stage, sources: Sequence[Fingerprinted]) -> Spec:
-    identity = {"made_by": "blend/3", "blend": stage.blend.model_dump(mode="json")}
-    inputs = {source.name: source.fingerprint for source in sources}
+def own_files(folder: Path) -> list[str]:
+    """Of a source: its own rows, and the spare ones of a taken source."""
+    return [file for file in ("train", "spare") if has_shards(folder, file)]
+
+
+def blend_spec(recipe: Recipe, stage: Stage, sources: Sequence[Fingerprinted], base: Fingerprinted) -> Spec:
+    """The card names the variant, and the base's tokenizer counts."""
+    identity = {"made_by": "blend/4", "blend": stage.blend.model_dump(mode="json"), "variant": recipe.variant}
+    inputs = {"tokenizer": base.fingerprint, **{source.name: source.fingerprint for source in sources}}
     return Spec("datasets", recipe.name, stage.name, identity, inputs, recipe.model_dump(mode="json"))
 
 
 def assemble(store: Store, recipe: Recipe, stage: Stage, sources: Sequence[Manifest], base: Manifest) -> Manifest:
     """Sources -> blend. `base`: whose tokenizer counts. Raises BlendError where a check fails; nothing finished is left then."""
     use_tight_pool()
-    spec = blend_spec(recipe, stage, sources)
+    spec = blend_spec(recipe, stage, sources, base)
 
     def build(folder: Path) -> dict[str, Any]:
         portions, twice = _portions(store, stage, sources)
+        if not any(portion.train for portion in portions):
+            raise BlendError(f"{stage.name}: wanted rows, got none of {', '.join(portion.name for portion in portions)}")
         kind = _format(stage, portions)
         lengths = Lengths(stage, store.folder(base))
         written = {split: _write(folder, split, stage, portions, kind, lengths) for split in ("train", "held_out")}
@@ -123,8 +131,7 @@ def _portions(store: Store, stage: Stage, sources: Sequence[Manifest]) -> tuple[
 def _unique(portion: Portion, source: Source, seen: Seen, twice: Counter[str]) -> Portion:
     kept: list[bool] = []
     count = 0
-    files = ("train", "spare") if isinstance(source, TakenSource) else ("train",)
-    for row in _rows(itertools.chain.from_iterable(iter_shards(portion.folder, each) for each in files)):
+    for row in _rows(itertools.chain.from_iterable(iter_shards(portion.folder, file) for file in own_files(portion.folder))):
         wanted = count < source.num_examples
         new = wanted and seen.reason(row) is None
         twice[portion.name] += wanted and not new
@@ -153,11 +160,12 @@ def _format(stage: Stage, portions: Sequence[Portion]) -> Format:
 def _write(folder: Path, split: str, stage: Stage, portions: Sequence[Portion], kind: Format, lengths: Lengths) -> int:
     """Rows written."""
     schema, rows = schema_of(stage), sum(portion.rows(split) for portion in portions)
-    shuffle = Shuffle(rows, seed_of(stage.blend.seed, split), sum(portion.bytes for portion in portions))
+    size = sum(portion.bytes for portion in portions)
+    shuffle = Shuffle(rows, seed_of(stage.blend.seed, split), size)
     batches = (batch.select(schema.names) for batch in _batches(portions, split, lengths))
     with shuffle.dealt(batches, schema, folder) as dealt, ThreadPoolExecutor(THREADS) as threads:
         under_way = [threads.submit(lengths.sample, dealt)] if split == "train" else []
-        under_way += [threads.submit(_write_shard, shard, schema, dealt) for shard in shards_of(folder, split, rows, kind)]
+        under_way += [threads.submit(_write_shard, shard, schema, dealt) for shard in shards_of(folder, split, rows, kind, size)]
         for each in under_way:
             each.result()
     return rows

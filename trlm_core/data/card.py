@@ -9,7 +9,7 @@ import yaml
 from trlm_core.data.checks import Check
 from trlm_core.data.taken import Origin
 from trlm_core.recipes.load import overlay_names
-from trlm_core.recipes.schema import Filters, Recipe, Source, Stage
+from trlm_core.recipes.schema import Filters, Recipe, Source, Stage, TakenSource
 
 MADE_UNDER = {"generated": "apache-2.0", "dialogs": "bsd-3-clause"}  # licences of reasoning-gym and chatterbot-corpus
 UNKNOWN = "unknown"
@@ -38,10 +38,13 @@ def dataset_card(recipe: Recipe, stage: Stage, made: Made) -> str:
             f"# {recipe.name} / {stage.name}",
             f"Blend of the recipe `{recipe.name}` (variant `{recipe.variant}`), seed {stage.blend.seed}, fingerprint `{made.fingerprint}`.",
             "## Composition",
-            _table(["source", "revision", "wanted", "kept", "held out", "share", "dropped", "licence"], _composition(recipe, stage, made)),
+            _table(
+                ["source", "revision", "wanted", "kept", "held out", "share", "dropped", "licence", "answers by"],
+                _composition(recipe, stage, made),
+            ),
             f"Filters: {_filters(stage.blend.filters)}",
-            "Licences are those that the sources' own cards name. Answers that a model wrote may be bound by that model's licence too: "
-            "the sources' cards say which models wrote them.",
+            "Licences are those that the sources' own cards name. Answers that a model wrote may be bound by that model's licence too: it "
+            "stands beside the model, as the recipe has it.",
             "## Checks (DuckDB, over the finished shards)",
             _table(["check", "wanted", "got", "verdict"], [[*check.row.values()] for check in made.checks]),
             "## Build it again, load it",
@@ -85,6 +88,7 @@ def _composition_row(recipe: Recipe, source: Source, made: Made) -> list[str]:
         f"{count['train'] / made.rows:.1%}",
         dropped or "none",
         _license(source, made),
+        getattr(source, "answers_by", None) or ("see its card" if isinstance(source, TakenSource) else "no model"),
     ]
 
 

@@ -9,6 +9,10 @@ class SourceConnectionError(ConnectionError):
     """A source could not be read this time, however often it was tried; another time it may."""
 
 
+class CheckError(ValueError):
+    """The checks of a blend could not be run."""
+
+
 class PublishError(ValueError):
     """The Hub cannot take a blend as asked; the message says what to do."""
 

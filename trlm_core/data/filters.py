@@ -28,7 +28,7 @@ def row_filter(
     """Judges rows, a batch at a time. `count_tokens` and `grams` are needed where the filters name max_tokens and contamination."""
 
     def judge(rows: Sequence[Row]) -> list[Judged]:
-        tokens = _token_counts(rows, count_tokens) if count_tokens is not None else [None] * len(rows)
+        tokens = token_counts(rows, count_tokens) if count_tokens is not None else [None] * len(rows)
         return [_judged(row, filters, count, grams) for row, count in zip(rows, tokens, strict=True)]
 
     return judge
@@ -76,7 +76,8 @@ def _thoughts_reason(row: Row, due: str) -> str | None:
     return None if replies and all(parse_reply(reply) is not None for reply in replies) else "malformed_thought"
 
 
-def _token_counts(rows: Sequence[Row], count_tokens: TokenCounter) -> list[int]:
+def token_counts(rows: Sequence[Row], count_tokens: TokenCounter) -> list[int]:
+    """Of each row's turns; of a pair, its longer side's."""
     every = [side for row in rows for side in sides(row)]
     counts = iter(count_tokens([turn["content"] for side in every for turn in side]))
     lengths = iter([sum(next(counts) for _ in side) for side in every])

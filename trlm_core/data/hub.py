@@ -4,6 +4,7 @@ No code of a repository is ever run: `datasets` resolves files and reads none he
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from trlm_core.data.errors import SourceConnectionError, SourceError
 Result = TypeVar("Result")
 RepoKind = Literal["dataset", "model"]
 READABLE = ("parquet", "json", "arrow")
+_waits = threading.Lock()
 CONNECT_SECONDS, SECONDS = 10.0, 120.0  # the second: without a byte, in either direction
 
 
@@ -77,9 +79,14 @@ def terms_of(repo: str, revision: str) -> Terms:
     return Terms(_plain(told.get("license")), tuple([languages] if isinstance(languages, str) else [str(each) for each in languages]))
 
 
-@functools.cache
 def bound_waits() -> None:
-    """The clients wait for ever where nobody tells them how long: they take no timeout for most of their calls."""
+    """The clients wait for ever where nobody tells them how long: they take no timeout for most of their calls. Once a process."""
+    with _waits:
+        _bounded_clients()
+
+
+@functools.cache
+def _bounded_clients() -> None:
     import httpx2
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
@@ -110,6 +117,8 @@ def _asked(call: Callable[[], Result], where: str) -> Result:
         raise told(error, where) from error
     except (httpx2.TransportError, ConnectionError) as error:
         raise SourceConnectionError(f"{where}: wanted an answer of the Hub, got {type(error).__name__}") from error
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{where}: wanted a token, got characters that no token has; set HF_TOKEN") from error
     except (ValueError, FileNotFoundError) as error:  # `datasets`: no such subset, no data files
         raise _cause_told(error, where) from error
 

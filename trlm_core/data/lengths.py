@@ -13,8 +13,9 @@ import duckdb
 import pyarrow as pa
 
 from trlm_core.data.checks import Check
+from trlm_core.data.filters import token_counts
 from trlm_core.data.normalize import place_of
-from trlm_core.data.rows import CONVERSATIONS, Row
+from trlm_core.data.rows import schema_of
 from trlm_core.data.shuffle import Dealt
 from trlm_core.data.taken import TOKENS
 from trlm_core.recipes.schema import Stage, TakenSource
@@ -53,7 +54,8 @@ class Lengths:
         if not every:
             return []
         of = f"of a seeded sample of {len(every):,}" if self._sampled else "of all rows"
-        told = {f"tokens of a row, {of}": _quantiles(every), **{f"tokens of {name}": self._total(name, rows[name]) for name in rows}}
+        side = ", the longer side of each pair" if "chosen" in schema_of(self._stage).names else ""
+        told = {f"tokens of a row, {of}": _quantiles(every), **{f"tokens of {name}{side}": self._total(name, rows[name]) for name in rows}}
         return [Check(name=name, wanted=None, got=got) for name, got in told.items()]
 
     def _counted(self, dealt: Dealt) -> Iterator[tuple[str, int]]:
@@ -61,7 +63,7 @@ class Lengths:
         count = token_counter(self._tokenizer)
         for batch in itertools.chain.from_iterable(table.to_batches(COUNTED_AT_ONCE) for table in dealt.tables(0, SAMPLED_ROWS)):
             read = batch.to_pylist()
-            for row, tokens in zip(read, count([_text(row) for row in read]), strict=True):
+            for row, tokens in zip(read, token_counts(read, count), strict=True):
                 place = row["_source_dataset"], row["_source_subset"], row["_source_split"]
                 yield names.get(place) or row["source"], tokens
 
@@ -85,8 +87,3 @@ def _quantiles(lengths: list[int]) -> str:
 
 def _rounded(number: float) -> int:
     return int(float(f"{number:.{DIGITS}g}"))
-
-
-def _text(row: Row) -> str:
-    """Of the conversation, or of a pair's longer side."""
-    return max(("\n".join(turn["content"] for turn in row[name]) for name in CONVERSATIONS if name in row), key=len)

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 DATA = re.compile(r"(train|held_out)(-\d{5}-of-\d{5}\.parquet|\.jsonl)")  # of this blend, or of an older one
+DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".arrow", ".csv")  # of anybody's data: their card is not ours to replace
 CARD = "README.md"
 TAG = "trlm"  # of every blend's card
 TOKEN = re.compile(r"[!-~]+")  # what a header takes: of another the clients say that a codec failed, or quote it whole
@@ -81,8 +82,8 @@ def _listed(api: Any, repo: str, commit: str | None = None) -> _There:
     info = _asked(lambda: api.dataset_info(repo, revision=commit, files_metadata=True), repo)
     files = {each.rfilename: each for each in info.siblings or []}
     tags = (info.card_data.to_dict() if info.card_data else {}).get("tags") or []
-    foreign = [path for path in files if DATA.fullmatch(path)]
-    if foreign and TAG not in tags:
+    foreign = [path for path in files if DATA.fullmatch(path) or path.endswith(DATA_SUFFIXES)]
+    if foreign and TAG not in ([tags] if isinstance(tags, str) else tags):
         raise PublishError(
             f"{repo}: wanted no data but a blend's, got {foreign[0]} and no tag {TAG} on the card; choose another repository"
         )

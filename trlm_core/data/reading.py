@@ -39,8 +39,13 @@ def read_picks(picks: Iterable[Pick], columns: Sequence[str]) -> Iterator[tuple[
 def _fill(waiting: Waiting, coming: Iterator[Pick], columns: Sequence[str], room: threading.BoundedSemaphore) -> bool:
     """Begin to read the next parts where there is room; whether there is anything to wait for."""
     while room.acquire(blocking=False):
-        pick = next(coming, None)
-        if pick is None or pick.part.bytes(columns) > MOST_BYTES:
+        try:
+            pick = next(coming, None)
+            is_small = pick is not None and pick.part.bytes(columns) <= MOST_BYTES
+        except BaseException:
+            room.release()
+            raise
+        if pick is None or not is_small:
             room.release()
             waiting.extend([] if pick is None else [(pick, None)])
             break
@@ -53,7 +58,7 @@ def _fill(waiting: Waiting, coming: Iterator[Pick], columns: Sequence[str], room
 @functools.cache
 def _readers() -> ThreadPoolExecutor:
     """One for the process."""
-    return ThreadPoolExecutor(AHEAD, thread_name_prefix="read")
+    return ThreadPoolExecutor(AHEAD + LOCAL_AHEAD, thread_name_prefix="read")
 
 
 def _leave(waiting: Waiting, room: threading.BoundedSemaphore) -> None:

@@ -15,10 +15,13 @@ import pyarrow.parquet as pq
 Format = Literal["parquet", "json", "arrow"]
 
 ROWS_PER_SHARD = 50_000
-ROWS_PER_GROUP = 1_000  # of parquet: what a reader holds at once
+ROWS_PER_GROUP, GROUP_BYTES = 1_000, 16 << 20  # of parquet, at most: what a reader holds at once
 REPEATING = ("source", "_source_dataset", "_source_subset", "_source_split")  # columns worth a dictionary; text is not
 # Content-defined chunking cuts pages where the content says so: after an insertion the Hub finds the rest unchanged.
 PARQUET: dict[str, Any] = {"compression": "zstd", "use_content_defined_chunking": True, "write_page_checksum": True}
+
+
+JSON_BLOCKS = pyarrow.json.ReadOptions(block_size=16 << 20)  # a line may be as long; Arrow's default is 1 MiB
 
 
 class RowWriter(Protocol):
@@ -45,27 +48,27 @@ class ArrowWriter:
 class ParquetWriter:
     """One parquet file, opened with its first group of rows; one without rows has its schema."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._path, self._schema = path, schema
+    def __init__(self, path: Path, schema: pa.Schema, group_rows: int) -> None:
+        self._path, self._schema, self._group_rows = path, schema, group_rows
         self._waiting: list[pa.Table] = []
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
         self._waiting.append(table)
         held = sum(part.num_rows for part in self._waiting)
-        if held >= ROWS_PER_GROUP:
-            self._write_groups(held // ROWS_PER_GROUP * ROWS_PER_GROUP)
+        if held >= self._group_rows:
+            self._write_groups(held // self._group_rows * self._group_rows)
 
     def close(self) -> None:
         rest = pa.concat_tables([self._schema.empty_table(), *self._waiting])
         if rest.num_rows or self._writer is None:
-            self._opened().write_table(rest, row_group_size=ROWS_PER_GROUP)
+            self._opened().write_table(rest, row_group_size=self._group_rows)
         self._opened().close()
 
     def _write_groups(self, rows: int) -> None:
         table = pa.concat_tables(self._waiting)
-        for start in range(0, rows, ROWS_PER_GROUP):
-            self._opened().write_table(table.slice(start, ROWS_PER_GROUP), row_group_size=ROWS_PER_GROUP)
+        for start in range(0, rows, self._group_rows):
+            self._opened().write_table(table.slice(start, self._group_rows), row_group_size=self._group_rows)
         self._waiting = [table.slice(rows)]
 
     def _opened(self) -> pq.ParquetWriter:
@@ -110,11 +113,12 @@ class Shard:
     path: Path
     first: int
     last: int
+    group_rows: int
 
     def writer(self, schema: pa.Schema) -> RowWriter:
         if self.path.suffix == ".jsonl":
             return JsonWriter(self.path)
-        return (ParquetWriter if self.path.suffix == ".parquet" else ArrowWriter)(self.path, schema)
+        return ParquetWriter(self.path, schema, self.group_rows) if self.path.suffix == ".parquet" else ArrowWriter(self.path, schema)
 
 
 class SplitWriter:
@@ -136,14 +140,18 @@ class SplitWriter:
             writer.close()
 
 
-def shards_of(folder: Path, split: str, rows: int, kind: Format) -> list[Shard]:
-    """Which files a split of so many rows has; of parquet as many as it needs, of one size, and one where there are no rows."""
+def shards_of(folder: Path, split: str, rows: int, kind: Format, size: int = 0) -> list[Shard]:
+    """Which files a split of so many rows has; of parquet as many as it needs, of one size, and one where there are no rows.
+
+    size: bytes of all rows, where they are known: long rows make groups of fewer.
+    """
+    group_rows = min(ROWS_PER_GROUP, max(1, rows * GROUP_BYTES // size)) if size else ROWS_PER_GROUP
     if kind != "parquet":
-        return [Shard(folder / f"{split}.{'jsonl' if kind == 'json' else kind}", 0, rows)]
+        return [Shard(folder / f"{split}.{'jsonl' if kind == 'json' else kind}", 0, rows, group_rows)]
     count = max(1, -(-rows // ROWS_PER_SHARD))
     edges = [rows * number // count for number in range(count + 1)]
     return [
-        Shard(folder / f"{split}-{number:05d}-of-{count:05d}.parquet", first, last)
+        Shard(folder / f"{split}-{number:05d}-of-{count:05d}.parquet", first, last, group_rows)
         for number, (first, last) in enumerate(itertools.pairwise(edges))
     ]
 
@@ -210,7 +218,7 @@ def _json_batches(path: str, schema: pa.Schema | None) -> Iterator[pa.RecordBatc
         raise ValueError(f"{path}: wanted the schema of its rows, got none; JSON lines carry none")
     if Path(path).stat().st_size:
         options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-        for batch in pyarrow.json.open_json(path, parse_options=options):
+        for batch in pyarrow.json.open_json(path, read_options=JSON_BLOCKS, parse_options=options):
             yield batch.select(schema.names).cast(schema)
 
 

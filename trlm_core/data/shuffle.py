@@ -125,6 +125,8 @@ def gathered(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]
     waiting: list[pa.RecordBatch] = []
     held = 0
     for batch in batches:
+        if not batch.num_rows:
+            continue
         waiting.append(batch)
         held += batch.nbytes
         if held >= size:

@@ -71,7 +71,7 @@ def _taken(recipe: Recipe) -> list[TakenSource]:
 
 def _taken_spec(stage: Stage, source: HubSource | FileSource, base: Fingerprinted) -> Spec:
     """Only what changes the rows that are taken: the seed of another sampling than head, the filters that are on."""
-    identity: dict[str, Any] = {"made_by": "taken/2", "source": source.model_dump(mode="json", exclude={"reported_share"})}
+    identity: dict[str, Any] = {"made_by": "taken/3", "source": source.model_dump(mode="json", exclude={"reported_share", "answers_by"})}
     identity |= {"columns": schema_of(stage).names}
     inputs: dict[str, str] = {}
     if source.sampling != "head":

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.ipc
@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 from trlm_core.artifacts.remote import Remote
 from trlm_core.data.errors import SourceConnectionError, SourceError
 from trlm_core.data.hub import first_line, told
+from trlm_core.data.shards import JSON_BLOCKS
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
 CONNECTIONS = 8  # of a process to the Hub or a bucket
 BATCH_ROWS = 1_000
 TRIES = 4  # of a part that cannot be read, after the clients' own
@@ -72,12 +74,11 @@ class SplitFile:
 class ParquetFile(SplitFile):
     @functools.cached_property
     def _footer(self) -> pq.FileMetaData:
-        (footer,) = patiently(self._footers, f"{self.path} footer")
-        return footer
+        return once(self._read_footer, f"{self.path} footer")
 
-    def _footers(self) -> Iterator[pq.FileMetaData]:
+    def _read_footer(self) -> pq.FileMetaData:
         with opened(self.path) as source:
-            yield pq.ParquetFile(source).metadata
+            return pq.ParquetFile(source).metadata
 
     @property
     def schema(self) -> pa.Schema:
@@ -104,6 +105,9 @@ class ArrowFile(SplitFile):
 
     @functools.cached_property
     def _table(self) -> pa.Table:
+        return once(self._read, self.path)
+
+    def _read(self) -> pa.Table:
         with opened(self.path) as source:
             try:
                 return pyarrow.ipc.open_file(source).read_all()
@@ -135,17 +139,26 @@ class ArrowFile(SplitFile):
 class JsonFile(SplitFile):
     @functools.cached_property
     def schema(self) -> pa.Schema:
-        with opened(self.path) as source:
-            return pyarrow.json.open_json(source).schema
+        return once(self._read_schema, f"{self.path} schema")
 
     @functools.cached_property
     def part_rows(self) -> list[int]:
+        return [once(self._count_lines, f"{self.path} lines")]
+
+    def part_bytes(self, number: int, columns: Sequence[str]) -> int:
+        return once(self._size, f"{self.path} size")
+
+    def _read_schema(self) -> pa.Schema:
+        with opened(self.path) as source:
+            return pyarrow.json.open_json(source, read_options=JSON_BLOCKS).schema
+
+    def _count_lines(self) -> int:
         with opened(self.path) as source:
             chunks = iter(lambda: source.read(1 << 20), b"")
             ends = [(chunk.count(b"\n"), chunk[-1:]) for chunk in chunks]
-        return [sum(count for count, _ in ends) + (bool(ends) and ends[-1][1] != b"\n")]
+        return sum(count for count, _ in ends) + (bool(ends) and ends[-1][1] != b"\n")
 
-    def part_bytes(self, number: int, columns: Sequence[str]) -> int:
+    def _size(self) -> int:
         with opened(self.path) as source:
             return source.size()
 
@@ -153,7 +166,7 @@ class JsonFile(SplitFile):
         wanted = pa.schema([self.schema.field(name) for name in columns])
         options = pyarrow.json.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore")
         with opened(self.path) as source:
-            for batch in pyarrow.json.open_json(source, parse_options=options):
+            for batch in pyarrow.json.open_json(source, read_options=JSON_BLOCKS, parse_options=options):
                 yield batch.select(list(columns))
 
 
@@ -236,6 +249,16 @@ class _ExactReads:
 
     def writable(self) -> bool:
         return False
+
+
+def once(read: Callable[[], Result], where: str) -> Result:
+    """What one patient reading gives."""
+
+    def readings() -> Iterator[Result]:
+        yield read()
+
+    (result,) = patiently(readings, where)
+    return result
 
 
 def patiently(read: Callable[[], Iterator[Any]], where: str) -> Iterator[Any]:

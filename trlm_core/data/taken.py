@@ -152,7 +152,9 @@ def _kept(source: TakenFrom, layout: Layout, passes: Iterator[list[Pick]], judge
             table, dropped = normalized(source, layout, batch, rows)
             tally.read += batch.num_rows
             tally.dropped.update(dropped)
-            yield _judged(table, judge, tally).slice(0, tally.wanted + tally.spares - tally.kept)
+            kept = _judged(table, judge, tally).slice(0, tally.wanted + tally.spares - tally.kept)
+            if kept.num_rows:  # a table of none may lack the column of tokens
+                yield kept
             tally.tell(source.name)
             if not tally.missing():
                 return

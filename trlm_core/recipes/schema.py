@@ -82,6 +82,7 @@ class TakenSource(RecipePart):
     drop: tuple[str, ...] = Field(strict=False)  # columns
     rename: dict[str, str]  # old -> new column
     reported_share: Annotated[float, Field(gt=0, le=100)] | None  # percent of the blend in the report's tables; checked
+    answers_by: str | None  # the models that wrote its replies, with their licences; for the card
 
     @property
     def num_held_out(self) -> int:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 OPEN, CLOSE = "<think>", "</think>"
+BLANKS = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())  # what `\s` matches and strip() takes away
 _REPLY = re.compile(rf"\s*{OPEN}(?P<thought>.*?){CLOSE}(?P<answer>.*)\Z", re.DOTALL)
 
 

@@ -103,7 +103,7 @@ def test_another_seed_gives_other_rows_in_another_order(built: Any, store: Store
 def test_another_learning_rate_is_the_same_blend(built: Any, changed_recipe: Callable[..., Recipe]):
     stage = built.stages["stage1_sft"]
     recipe = changed_recipe(**{"stages.0.training.learning_rate": 0.5})
-    assert blend_spec(recipe, recipe.stages[0], stage.sources).fingerprint == stage.blend.fingerprint
+    assert blend_spec(recipe, recipe.stages[0], stage.sources, built.base).fingerprint == stage.blend.fingerprint
 
 
 def test_all_checks_pass_and_are_kept_beside_the_shards(built: Any, stage: str):

@@ -209,11 +209,13 @@ def test_a_commit_that_comes_between_is_never_built_over_unseen(hub: LoopbackHub
     assert set(_repository(hub).head.files) == {".gitattributes", "LICENSE", *OURS}
 
 
-def test_data_of_others_is_never_replaced(hub: LoopbackHub, blended: Callable, publish: Callable):
+@pytest.mark.parametrize("data", ["train.jsonl", "data/train-00000-of-00001.parquet", "rows.csv"])
+@pytest.mark.parametrize("tags", ["", "tags: not-trlm-data\n", "tags: [other]\n"])
+def test_data_of_others_is_never_replaced(hub: LoopbackHub, blended: Callable, publish: Callable, data: str, tags: str):
     repository = hub.repositories.made(REPO)
-    repository.commit({"train.jsonl": b"{}\n", "README.md": b"---\nlicense: mit\n---\n"})
+    repository.commit({data: b"{}\n", "README.md": f"---\nlicense: mit\n{tags}---\n".encode()})
     told = publish(blended())
-    assert told["error"] == f"{REPO}: wanted no data but a blend's, got train.jsonl and no tag trlm on the card; choose another repository"
+    assert told["error"] == f"{REPO}: wanted no data but a blend's, got {data} and no tag trlm on the card; choose another repository"
     assert len(repository.commits) == 1
 
 

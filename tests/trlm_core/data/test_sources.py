@@ -90,7 +90,7 @@ def hub_recipe(hub: Path, changed_recipe: Callable[..., Recipe]) -> Callable[...
 
     def make(*, count: int = 8, **changes: Any) -> Recipe:
         shared = {"kind": "hub", "repo": str(hub), "revision": files_revision(f"{hub}/**/*"), "num_examples": count, "rename": {}}
-        shared |= {"sampling": "head", "allow_short": False, "reported_share": None}
+        shared |= {"sampling": "head", "allow_short": False, "reported_share": None, "answers_by": None}
         sft = [
             {**shared, "subset": "SFT", "split": split, "drop": ["chat_template_kwargs"]}
             for split in ("everyday_no_think", "summarize_no_think")
