@@ -297,11 +297,13 @@ def _run_blend(store: Store, stage: str, choice: "RecipeChoice", where: dict[str
 
 def _published(store: Store, blended: Manifest | None, repo: str, ran: bool) -> str:
     """Address of the commit. `ran`: the flow has published it just now, and this only finds where."""
-    from trlm_core.data.publish import publish
+    from trlm_core.data.publish import found, publish
 
     assert blended is not None
-    publication = publish(store, blended, repo)
-    if not publication.is_new and not ran:
+    publication = found(store, blended, repo)
+    if publication is None:
+        return f"{repo} (changed since)" if ran else publish(store, blended, repo).url
+    if not ran:
         typer.echo(f"Already there: {repo} is this blend at commit {publication.commit}")
     return publication.url
 

@@ -1,6 +1,8 @@
 """The questions of an evaluation benchmark, read once into the store, so that no training row contains one. `["Natalia sold ...", ...]`"""
 
+import functools
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from trlm_core.text.benchmark_texts import question_texts
 
 QUESTIONS = "questions.json"
 EVERY_SUBSET = "*"
+_guard = threading.Lock()
 
 
 def benchmark_spec(benchmark: Benchmark) -> Spec:
@@ -23,7 +26,14 @@ def benchmark_spec(benchmark: Benchmark) -> Spec:
 
 
 def grams_of(store: Store, contamination: Contamination) -> BenchmarkGrams:
-    """Every benchmark's questions as n-grams. Raises SourceError."""
+    """Every benchmark's questions as n-grams, once for all sources of a process. Raises SourceError."""
+    with _guard:
+        return _grams(store, contamination.model_dump_json())
+
+
+@functools.lru_cache(maxsize=1)
+def _grams(store: Store, told: str) -> BenchmarkGrams:
+    contamination = Contamination.model_validate_json(told)
     texts = {benchmark.name: _questions(store, benchmark) for benchmark in contamination.benchmarks}
     return BenchmarkGrams.of(texts, contamination.ngram, contamination.min_overlap)
 

@@ -52,6 +52,13 @@ def check_repository(repo: str) -> None:
     _ready(repo)
 
 
+def found(store: Store, blend: Manifest, repo: str) -> Publication | None:
+    """The commit at which the repository is this blend; None where it is not. Raises as `publish` does."""
+    api, there = _ready(repo)
+    is_there = not any(_changes(store.folder(blend), blend, there))
+    return Publication(repo, there.sha, _url(api, repo, there.sha), is_new=False) if is_there else None
+
+
 def publish(store: Store, blend: Manifest, repo: str) -> Publication:
     """Bring the repository to this blend by one commit on what is there now, or by none where all is there already.
 
