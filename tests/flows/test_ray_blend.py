@@ -69,6 +69,7 @@ def bucket(s3_server: str, prefect_home: Path, tmp_path_factory: pytest.TempPath
             "TRLM_CACHE": str(tmp_path_factory.mktemp("own-cache")),
         }.items():
             patch.setenv(name, value)
+        Path("/tmp/ray").mkdir(exist_ok=True)  # Ray's Cluster writes its address there, and makes no folder for it
         system = s3fs.S3FileSystem(endpoint_url=s3_server)
         system.mkdir(BUCKET)
         for source in SOURCES:
