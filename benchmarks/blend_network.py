@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,17 +126,18 @@ def _told(done: dict[str, list[Transfer]], needed: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(figures: Callable[[Path, Path, int], dict[str, object]], description: str | None) -> None:
+    """The command line of a benchmark over the tests' Hub. figures: of the sources' folder, a folder to work in, the repeats."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--sources", type=Path, help="folder that keeps the generated sources for the next time")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     os.environ.pop("HF_TOKEN", None)  # nobody's token is for this server
-    with tempfile.TemporaryDirectory(prefix="blend-network-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="blend-hub-") as temporary:
         work = Path(temporary)
         show(figures((arguments.sources or work / "sources").absolute(), work, arguments.repeats), arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    main(figures, __doc__)

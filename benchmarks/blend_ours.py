@@ -17,13 +17,13 @@ from trlm_core.data.blend import assemble
 from trlm_core.data.sources import read_source
 from trlm_core.data.taken import check_supply
 from trlm_core.recipes.load import load_recipe
-from trlm_core.recipes.schema import FileSource, HubSource, Recipe, Stage
+from trlm_core.recipes.schema import Recipe, Stage
 
 PACKAGED = "trlm-135m-local"  # the recipe whose base needs no Hub
 
 
 def blend(store: Store, recipe: Recipe, stage: Stage, base: Manifest) -> Manifest:
-    check_supply([source for source in stage.blend.sources if isinstance(source, HubSource | FileSource)])
+    check_supply(stage)
     with ThreadPoolExecutor(len(stage.blend.sources)) as threads:
         read = [threads.submit(read_source, store, recipe, stage, source, base) for source in stage.blend.sources]
         return assemble(store, recipe, stage, [each.result() for each in read], base)

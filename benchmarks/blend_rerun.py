@@ -5,16 +5,13 @@ build it, then again, in processes of their own. seconds: the median of the reru
 bytes that the Hub gave to them, wanted none.
 """
 
-import argparse
-import os
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
 import yaml
-from blend_network import Transfer, loopback_hub, transfer
-from blend_speed import PACKAGED, STAGE, dataset_folder, show, stage_sources, write_recipe
+from blend_network import Transfer, loopback_hub, main, transfer
+from blend_speed import PACKAGED, STAGE, dataset_folder, stage_sources, write_recipe
 
 from trlm_core.recipes.load import load_recipe
 
@@ -60,17 +57,5 @@ def _told(first: Transfer, again: list[Transfer]) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sources", type=Path, help="folder that keeps the generated sources for the next time")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    os.environ.pop("HF_TOKEN", None)  # nobody's token is for this server
-    with tempfile.TemporaryDirectory(prefix="blend-rerun-") as temporary:
-        work = Path(temporary)
-        show(figures((arguments.sources or work / "sources").absolute(), work, arguments.repeats), arguments.json)
-
-
 if __name__ == "__main__":
-    main()
+    main(figures, __doc__)

@@ -300,10 +300,10 @@ def _published(store: Store, blended: Manifest | None, repo: str, ran: bool) -> 
     from trlm_core.data.publish import found, publish
 
     assert blended is not None
-    publication = found(store, blended, repo)
+    publication = found(store, blended, repo) if ran else publish(store, blended, repo)
     if publication is None:
-        return f"{repo} (changed since)" if ran else publish(store, blended, repo).url
-    if not ran:
+        return f"{repo} (changed since)"
+    if not ran and not publication.is_new:
         typer.echo(f"Already there: {repo} is this blend at commit {publication.commit}")
     return publication.url
 

@@ -126,8 +126,8 @@ def stop(home: Path) -> list[str]:
     """End the services, workers first, and the flow runs that outlived a killed worker; names of those that ran."""
     services = read_services(home)
     ended = [name for name in reversed(services) if _end(services[name].process)]
-    for name in {"mlflow", "prefect"} & services.keys():
-        for orphan in _orphans(home, services[name].process):
+    for server in (services[name].process for name in ("mlflow", "prefect") if name in services):
+        for orphan in _orphans(home, server):
             _end(orphan)
     for process in _left_behind(home):
         ended += [f"flow run's process {process.pid}"] if _end(process) else []

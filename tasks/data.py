@@ -4,25 +4,21 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.place import Place
-from tasks.retries import unless_mistaken
+from tasks.retries import OVER_A_NETWORK
 from tasks.runs import built
 from trlm_core import base_model
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec
 from trlm_core.data import blend, sources, stage_dataset, taken
 from trlm_core.lineage import finished
-from trlm_core.recipes.schema import Source, Stage, TakenSource
+from trlm_core.recipes.schema import Source, Stage
 from trlm_core.tracking import RunAddress, log_dataset, log_table
 
 
 @task(
     name="fetch-base",
     task_run_name="base of {place.recipe.name}",
-    tags=["data"],
-    retries=2,
-    retry_delay_seconds=10,
-    retry_condition_fn=unless_mistaken,
-    cache_policy=NO_CACHE,
+    **{**OVER_A_NETWORK, "retries": 2},
 )
 def fetch_base(place: Place) -> Manifest:
     return base_model.make_base(place.store, place.recipe.base)
@@ -31,25 +27,17 @@ def fetch_base(place: Place) -> Manifest:
 @task(
     name="check-supply",
     task_run_name="rows of {stage.name}'s sources",
-    tags=["data"],
-    retries=3,
-    retry_delay_seconds=10,
-    retry_condition_fn=unless_mistaken,
-    cache_policy=NO_CACHE,
+    **OVER_A_NETWORK,
 )
 def check_supply(place: Place, stage: Stage) -> None:
     """Before anything is read: every source that is shorter than its count, in one error."""
-    taken.check_supply([source for source in stage.blend.sources if isinstance(source, TakenSource)])
+    taken.check_supply(stage)
 
 
 @task(
     name="read-source",
     task_run_name="read {source.name}",
-    tags=["data"],
-    retries=3,
-    retry_delay_seconds=10,
-    retry_condition_fn=unless_mistaken,
-    cache_policy=NO_CACHE,
+    **OVER_A_NETWORK,
 )
 def read_source(place: Place, stage: Stage, source: Source, base: Manifest) -> Manifest:
     return sources.read_source(place.store, place.recipe, stage, source, base)

@@ -2,10 +2,9 @@
 
 from prefect import task
 from prefect.artifacts import create_link_artifact
-from prefect.cache_policies import NO_CACHE
 
 from tasks.place import Place
-from tasks.retries import unless_mistaken
+from tasks.retries import OVER_A_NETWORK
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.data import publish
 
@@ -13,11 +12,7 @@ from trlm_core.data import publish
 @task(
     name="check-repository",
     task_run_name="may write {repo}",
-    tags=["data"],
-    retries=3,
-    retry_delay_seconds=10,
-    retry_condition_fn=unless_mistaken,
-    cache_policy=NO_CACHE,
+    **OVER_A_NETWORK,
 )
 def check_repository(repo: str) -> None:
     publish.check_repository(repo)
@@ -26,11 +21,7 @@ def check_repository(repo: str) -> None:
 @task(
     name="publish-blend",
     task_run_name="publish {blended.name} to {repo}",
-    tags=["data"],
-    retries=3,
-    retry_delay_seconds=10,
-    retry_condition_fn=unless_mistaken,
-    cache_policy=NO_CACHE,
+    **OVER_A_NETWORK,
 )
 def publish_blend(place: Place, blended: Manifest, repo: str) -> None:
     published = publish.publish(place.store, blended, repo)

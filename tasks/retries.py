@@ -3,6 +3,7 @@
 from typing import Any
 
 from prefect import Task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from trlm_core.artifacts.full_disk import is_full_disk
@@ -13,6 +14,16 @@ def unless_mistaken(task: Task[..., Any], task_run: TaskRun, state: State[Any]) 
     """False for a ValueError, which the core raises for what the user has to change, and for a full disk, whoever met it."""
     error = _error(state)
     return not (isinstance(error, ValueError) or is_full_disk(error))
+
+
+# Of a task that asks the Hub, a bucket or a package index.
+OVER_A_NETWORK: dict[str, Any] = {
+    "tags": ["data"],
+    "retries": 3,
+    "retry_delay_seconds": 10,
+    "retry_condition_fn": unless_mistaken,
+    "cache_policy": NO_CACHE,
+}
 
 
 def if_killed(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

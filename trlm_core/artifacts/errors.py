@@ -11,3 +11,8 @@ class StoreConnectionError(ConnectionError):
 
 class LeaseLostError(RuntimeError):
     """Another process may have taken what this one was building."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of its words; its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from trlm_core.artifacts.errors import StoreError
+from trlm_core.artifacts.errors import StoreError, first_line
 
 Result = TypeVar("Result")
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -30,7 +30,7 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 def told(error: BaseException) -> str:
     """Of a full disk that met no artifact: a tracking database, a cache of the clients."""
-    return f"wanted more room, got a full disk ({_first_line(error)}); free some, then run again: what is finished is kept"
+    return f"wanted more room, got a full disk ({first_line(error)}); free some, then run again: what is finished is kept"
 
 
 def with_room(make: Callable[[], Result], what: str, root: Path, advice: str) -> Result:
@@ -42,7 +42,7 @@ def with_room(make: Callable[[], Result], what: str, root: Path, advice: str) ->
     except Exception as error:
         if not is_full_disk(error):
             raise
-        said, full = _first_line(error), _disk_of(error) or root
+        said, full = first_line(error), _disk_of(error) or root
     gc.collect()  # the error's frames hold files open, and a file that is open keeps its space when it is removed
     usage = shutil.disk_usage(full)
     raise FullDiskError(
@@ -62,7 +62,3 @@ def _says_so(error: BaseException) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     return isinstance(error, OSError) and error.errno in FULL
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

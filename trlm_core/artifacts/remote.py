@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trlm_core.artifacts.errors import StoreConnectionError, StoreError
+from trlm_core.artifacts.errors import StoreConnectionError, StoreError, first_line
 
 PAGE_KEYS = 1000  # the most that S3 lists at once
 PART_BYTES = 16 << 20
@@ -192,10 +192,10 @@ class Remote:
         if code == "NoSuchBucket":
             return StoreError(f"{where}: wanted the bucket {self.bucket} at {at}, got none; create it or choose another --store")
         if code in REFUSED or isinstance(error, PermissionError):
-            return StoreError(f"{where}: wanted leave to read and write at {at}, got {_first_line(error)}; check AWS_ACCESS_KEY_ID")
+            return StoreError(f"{where}: wanted leave to read and write at {at}, got {first_line(error)}; check AWS_ACCESS_KEY_ID")
         if isinstance(error, FileNotFoundError):
             return error
-        return StoreConnectionError(f"{where}: wanted an answer from {at}, got {_first_line(error)}; check AWS_ENDPOINT_URL and network")
+        return StoreConnectionError(f"{where}: wanted an answer from {at}, got {first_line(error)}; check AWS_ENDPOINT_URL and network")
 
 
 def endpoint() -> str | None:
@@ -219,7 +219,3 @@ def _code(error: BaseException) -> str | None:
 
 def _exists_already(error: OSError) -> bool:
     return isinstance(error, FileExistsError) or _code(error) in {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

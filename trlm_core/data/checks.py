@@ -14,8 +14,8 @@ import duckdb
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from trlm_core.artifacts.errors import first_line
 from trlm_core.data.errors import CheckError
-from trlm_core.data.hub import first_line
 from trlm_core.data.normalize import place_of
 from trlm_core.data.rows import CONVERSATIONS, schema_of
 from trlm_core.data.shards import format_of, shard_paths

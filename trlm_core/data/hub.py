@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from trlm_core.artifacts.errors import first_line
 from trlm_core.data.errors import SourceConnectionError, SourceError
 
 Result = TypeVar("Result")
@@ -143,7 +144,3 @@ def _cause_told(error: BaseException, where: str) -> SourceError | SourceConnect
             return told(cause, where)
         cause = cause.__cause__ or cause.__context__
     return SourceError(f"{where}: wanted a dataset that `datasets` can resolve, got: {first_line(error)}")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

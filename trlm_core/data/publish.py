@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trlm_core.artifacts.errors import first_line
 from trlm_core.artifacts.manifest import FileEntry, Manifest
 from trlm_core.artifacts.store import Store
 from trlm_core.data.errors import PublishConnectionError, PublishError
-from trlm_core.data.hub import bound_waits, first_line
+from trlm_core.data.hub import bound_waits
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ import pyarrow.ipc
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from trlm_core.artifacts.errors import first_line
 from trlm_core.artifacts.remote import Remote
 from trlm_core.data.errors import SourceConnectionError, SourceError
-from trlm_core.data.hub import first_line, told
+from trlm_core.data.hub import told
 from trlm_core.data.shards import JSON_BLOCKS
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from trlm_core.data.rows import Row
 from trlm_core.data.sampling import Missing, Pick, head, reservoir, row_groups
 from trlm_core.data.shards import ArrowWriter, closing_rows
 from trlm_core.data.split_files import Part, parts_of
-from trlm_core.recipes.schema import HubSource
+from trlm_core.recipes.schema import FileSource, HubSource, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +101,9 @@ def supply(source: TakenFrom) -> int:
     return have
 
 
-def check_supply(sources: Sequence[TakenFrom]) -> None:
-    """Raise SourceError that lists every source with fewer rows than its count, unless it may be short."""
-    strict = [source for source in sources if not source.allow_short]
+def check_supply(stage: Stage) -> None:
+    """Raise SourceError that lists every source with fewer rows than its count, unless it may be short or is made here."""
+    strict = [source for source in stage.blend.sources if isinstance(source, HubSource | FileSource) and not source.allow_short]
     if not strict:
         return
     import datasets  # noqa: F401  # before several threads want it at once: its modules import each other
