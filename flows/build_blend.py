@@ -5,7 +5,7 @@ from prefect.client.schemas.objects import State
 
 from flows.parameters import DEFAULT_RECIPE, WORKERS_OWN, RecipeChoice, StageName
 from tasks.composition import show_checks, show_composition, show_drift
-from tasks.data import assemble_blend, check_supply, fetch_base, render_stage_dataset
+from tasks.data import assemble_blend, check_inputs, fetch_base, render_stage_dataset
 from tasks.place import Where
 from tasks.publishing import check_repository, publish_blend
 from tasks.runners import RunnerName, check_runner, read_sources
@@ -39,8 +39,9 @@ def build_blend(
         if publish:
             publish_blend(place, kept[0], publish)
         return unchanged(*kept)
-    check_supply(place, chosen)
-    base = fetch_base(place)
+    fetched = fetch_base.submit(place)
+    check_inputs(place, chosen)
+    base = fetched.result()
     blend = assemble_blend(place, chosen, read_sources(place, chosen, base, runner), base)
     show_composition(blend)
     show_checks(place, blend)

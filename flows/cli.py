@@ -37,6 +37,8 @@ Name = Annotated[str, typer.Argument(help="A recipe's name, or the path of its Y
 Variant = Annotated[str | None, typer.Option(help="Overlay of the recipe: report, reference or improved.")]
 Budget = Annotated[str | None, typer.Option(help="Overlay of the recipe: a larger budget.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda (NVIDIA, ROCm) or mps.")]
+TokensPerMicroBatch = Annotated[int | None, typer.Option(help="Padded tokens of one forward; changes no number.")]
 Home = Annotated[Path, typer.Option(help="Folder of their databases and logs.")]
 TrackingAddress = Annotated[
     str | None, typer.Option("--tracking-uri", help="MLflow's address; a database in the store by default.", envvar="MLFLOW_TRACKING_URI")
@@ -52,8 +54,8 @@ def run(
     settings: Settings = None,
     store: StoreAddress = "runs",
     tracking_uri: TrackingAddress = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda (NVIDIA, ROCm) or mps.")] = "auto",
-    tokens_per_micro_batch: Annotated[int | None, typer.Option(help="Padded tokens of one forward; changes no number.")] = None,
+    device: Device = "auto",
+    tokens_per_micro_batch: TokensPerMicroBatch = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and the plan, then stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
@@ -102,6 +104,41 @@ def blend(
             typer.echo("Cached: the sources give what is there already; no row was read")
         published = _published(opened, kept, publish, ran) if publish else None
     _print_blend(opened, kept, published, as_json)
+
+
+@app.command()
+def train(
+    name: Name,
+    stage: Annotated[str, typer.Argument(help="stage1_sft, stage2_sft_think or stage3_dpo.")],
+    variant: Variant = None,
+    budget: Budget = None,
+    settings: Settings = None,
+    publish: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Model repository on the Hub, owner/name, for checkpoint and card; made private.")
+    ] = None,
+    publish_when: Annotated[
+        Literal["end", "saves"], typer.Option(help="When: once the stage is finished, or every save of its training too.")
+    ] = "end",
+    store: StoreAddress = "runs",
+    tracking_uri: TrackingAddress = None,
+    device: Device = "auto",
+    tokens_per_micro_batch: TokensPerMicroBatch = None,
+    processes: Annotated[int, typer.Option(help="Of the training on this machine, one a GPU.")] = 1,
+    save_steps: Annotated[
+        int | None, typer.Option(help="Steps from one save to the next; by default the report's, or by time alone.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+) -> None:
+    """Train one stage from its finished stage dataset and its parent checkpoint."""
+    with _clear_errors():
+        opened = Store.open(store)
+        choice = {"name": name, "variant": variant, "budget": budget, "settings": tuple(settings or ())}
+        recipe = load_recipe(**choice)
+        _check_stage(recipe, stage)
+        how = {"device": device, "tokens_per_micro_batch": tokens_per_micro_batch, "processes": processes, "save_steps": save_steps}
+        where = {"store": opened.address, "tracking_uri": tracking_uri, "execution": Execution.model_validate(how)}
+        published = _run_training(stage, choice, where, {"repo": publish, "when": publish_when} if publish else None)
+    _print_training(opened, recipe, stage, published, as_json)
 
 
 @recipe_app.command("lock")
@@ -269,10 +306,14 @@ def _kept_blend(store: Store, recipe: Recipe, stage: str) -> Manifest | None:
     """The blend where it and its stage dataset are finished."""
     from trlm_core.lineage import Lineage, all_finished
 
-    if stage not in (names := [each.name for each in recipe.stages]):
-        raise ValueError(f"stage: wanted one of {', '.join(names)}, got {stage!r}")
+    _check_stage(recipe, stage)
     lineage, chosen = Lineage(recipe), recipe.stage(stage)
     return next(iter(all_finished(store, lineage.blend(chosen), lineage.dataset(chosen))), None)
+
+
+def _check_stage(recipe: Recipe, stage: str) -> None:
+    if stage not in (names := [each.name for each in recipe.stages]):
+        raise ValueError(f"stage: wanted one of {', '.join(names)}, got {stage!r}")
 
 
 def _run_blend(store: Store, stage: str, choice: "RecipeChoice", where: dict[str, Any], publish: str | None, runner: str) -> None:
@@ -293,6 +334,31 @@ def _run_blend(store: Store, stage: str, choice: "RecipeChoice", where: dict[str
             check_repository(publish)  # nor do these
         wait_for_server()
         build_blend(stage, choice, place, publish, runner)  # pyright: ignore[reportArgumentType]
+
+
+def _run_training(stage: str, choice: dict[str, Any], where: dict[str, Any], publish: dict[str, str] | None) -> str | None:
+    """Address of the commit where it is published."""
+    _set_up_environment()
+    with run_server() as wait_for_server:
+        from flows.parameters import RecipeChoice
+        from flows.train_stage import train as train_stage
+        from tasks.place import Where
+        from tasks.publishing import Publishing, check_publishing, found_checkpoint
+        from tasks.runs import training_at
+        from trlm_core.lineage import finished
+
+        recipe, at = RecipeChoice.model_validate(choice), Where.model_validate(where)
+        to = Publishing.model_validate(publish) if publish else None
+        place = training_at(recipe.load(), at)  # its errors need no server, nor do the next
+        chosen = place.recipe.stage(stage)
+        for needed in (place.lineage.dataset(chosen), place.lineage.parent(chosen)):
+            finished(place.store, needed)
+        if to:
+            check_publishing(place, chosen, to)
+        wait_for_server()
+        train_stage(stage, recipe, at, to)  # pyright: ignore[reportArgumentType]
+        published = found_checkpoint(place, chosen, to.repo) if to else None
+    return (published.url if published else f"{to.repo} (changed since)") if to else None
 
 
 def _published(store: Store, blended: Manifest | None, repo: str, ran: bool) -> str:
@@ -316,6 +382,18 @@ def _print_blend(store: Store, blended: Manifest | None, published: str | None, 
         typer.echo(f"published    {published}")
     if as_json:
         line = {"address": blended.address, "fingerprint": blended.fingerprint, "counts": blended.counts, "published": published}
+        typer.echo(json.dumps(line))
+
+
+def _print_training(store: Store, recipe: Recipe, stage: str, published: str | None, as_json: bool) -> None:
+    from trlm_core.lineage import Lineage, finished
+
+    checkpoint = finished(store, Lineage(recipe).checkpoint(recipe.stage(stage)))
+    typer.echo(f"\ncheckpoint   {store.location(checkpoint)}\ntrained      {checkpoint.counts_line}")
+    if published:
+        typer.echo(f"published    {published}")
+    if as_json:
+        line = {"address": checkpoint.address, "fingerprint": checkpoint.fingerprint, "counts": checkpoint.counts, "published": published}
         typer.echo(json.dumps(line))
 
 

@@ -1,6 +1,7 @@
 """A training's curve in the UI: one markdown artifact, updated in place while it trains, whole when it is done."""
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +41,7 @@ class LiveCurve:
             self._write(f"# {self._stage}\n\nstep {progress.step:,} of {progress.steps:,}{left}\n\n{_loss_line(self._losses)}\n")
 
     def finish(self, history: Sequence[dict[str, Any]]) -> None:
-        losses = [line["loss"] for line in history]
+        losses = [line["loss"] for line in history if math.isfinite(line["loss"])]  # a skipped step may have none
         self._write(f"# {self._stage}\n\n{len(history):,} steps\n\n{_loss_line(losses)}\n\n{history_table(history)}\n")
 
     def _write(self, markdown: str) -> None:

@@ -4,12 +4,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.place import Place
+from tasks.progress import bar
 from tasks.retries import OVER_A_NETWORK
 from tasks.runs import built
 from trlm_core import base_model
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec
-from trlm_core.data import blend, sources, stage_dataset, taken
+from trlm_core.data import blend, sources, stage_dataset
 from trlm_core.lineage import finished
 from trlm_core.recipes.schema import Source, Stage
 from trlm_core.tracking import RunAddress, log_dataset, log_table
@@ -25,13 +26,13 @@ def fetch_base(place: Place) -> Manifest:
 
 
 @task(
-    name="check-supply",
-    task_run_name="rows of {stage.name}'s sources",
+    name="check-inputs",
+    task_run_name="what {stage.name}'s sources have",
     **OVER_A_NETWORK,
 )
-def check_supply(place: Place, stage: Stage) -> None:
-    """Before anything is read: every source that is shorter than its count, in one error."""
-    taken.check_supply(stage)
+def check_inputs(place: Place, stage: Stage) -> None:
+    """Before any row is read: every source that is shorter than its count, in one error; the benchmarks' questions."""
+    sources.check_inputs(place.store, stage)
 
 
 @task(
@@ -64,7 +65,10 @@ def assemble_blend(place: Place, stage: Stage, read: list[Manifest], base: Manif
 
 @task(name="render-stage-dataset", task_run_name="render {stage.name}", tags=["data"], cache_policy=NO_CACHE)
 def render_stage_dataset(place: Place, stage: Stage, blended: Manifest, base: Manifest) -> Manifest:
-    return stage_dataset.render_stage_dataset(place.store, place.recipe, stage, blended, base)
+    with bar(f"render {stage.name}", "row") as show:
+        return stage_dataset.render_stage_dataset(
+            place.store, place.recipe, stage, blended, base, threads=place.execution.threads, on_rows=show
+        )
 
 
 @task(name="find-finished", task_run_name="find {spec.name}", tags=["data"], cache_policy=NO_CACHE)

@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from trlm_core.artifacts.full_disk import is_full_disk
-from trlm_core.training.launch import TrainingKilledError
+from trlm_core.training.errors import OutOfMemoryError, TrainingKilledError
 
 
 def unless_mistaken(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -26,9 +26,9 @@ OVER_A_NETWORK: dict[str, Any] = {
 }
 
 
-def if_killed(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """True where the training process was killed; what it raised by itself it would raise again."""
-    return isinstance(_error(state), TrainingKilledError)
+def if_it_can_go_on(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """True where the training process was killed, or can cut its steps smaller; what else it raised it would raise again."""
+    return isinstance(_error(state), TrainingKilledError | OutOfMemoryError)
 
 
 def _error(state: State[Any]) -> BaseException | None:

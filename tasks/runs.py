@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from prefect.runtime import flow_run as this_run
@@ -10,9 +11,13 @@ from tasks.place import Place, Where
 from tasks.reconcile import FLOW_RUN, reconcile
 from trlm_core.artifacts.manifest import MANIFEST_NAME, Manifest
 from trlm_core.artifacts.store import Spec
+from trlm_core.metric_spool import UNDELIVERED, deliver_kept
 from trlm_core.plan import check_machine, check_origins, check_pipeline, check_recipe
 from trlm_core.recipes.schema import Recipe
 from trlm_core.tracking import RunAddress, log_file, tracked
+
+DELIVERY_SECONDS = 60.0  # for each training whose metrics MLflow could not take when it ended
+RUN_MEMORY = "run.json"  # in a training's workspace: the MLflow run that it is in
 
 
 def work_at(recipe: Recipe, where: Where) -> Place:
@@ -49,6 +54,7 @@ def pipeline_run(recipe: Recipe, where: Where, *, trains: bool) -> Iterator[Plac
     params = recipe.model_dump(mode="json", exclude={"stages", "families"})
     with place.store.held() as hold:
         reconcile(place.tracker, held_store=place.store_identity)
+        deliver_kept(place.store.root / UNDELIVERED, DELIVERY_SECONDS)
         tags = {"trlm.kind": "pipeline", "trlm.variant": recipe.variant, **_origin(place)}
         with tracked(place.tracker, recipe.name, params=params, tags=tags) as run:
             yield place.model_copy(update={"run": run})
@@ -61,16 +67,29 @@ def built(place: Place, spec: Spec, params: Mapping[str, Any], build: Callable[[
     if found is not None:
         return found
     with child_run(place, spec, params) as run:
-        manifest = build(run)
-        log_file(run, place.folder(manifest) / MANIFEST_NAME)
+        return _kept(place, run, build)
+
+
+def trained(place: Place, spec: Spec, params: Mapping[str, Any], build: Callable[[RunAddress], Manifest]) -> Manifest:
+    """As `built`; but what was begun before, and killed or failed, goes on in the run that it had then."""
+    found = place.store.find(spec)
+    if found is not None:
+        return found
+    with child_run(place, spec, params, memory=place.store.workspace(spec) / RUN_MEMORY) as run:
+        return _kept(place, run, build)
+
+
+def _kept(place: Place, run: RunAddress, build: Callable[[RunAddress], Manifest]) -> Manifest:
+    manifest = build(run)
+    log_file(run, place.folder(manifest) / MANIFEST_NAME)
     return manifest
 
 
 @contextlib.contextmanager
-def child_run(place: Place, spec: Spec, params: Mapping[str, Any]) -> Iterator[RunAddress]:
+def child_run(place: Place, spec: Spec, params: Mapping[str, Any], memory: Path | None = None) -> Iterator[RunAddress]:
     parent = place.run.run_id if place.run else None
     tags = {"trlm.kind": spec.kind, "trlm.fingerprint": spec.fingerprint, **_origin(place)}
-    with tracked(place.tracker, f"{spec.kind}/{spec.name}", params=params, tags=tags, parent=parent) as run:
+    with tracked(place.tracker, f"{spec.kind}/{spec.name}", params=params, tags=tags, parent=parent, memory=memory) as run:
         yield run
 
 

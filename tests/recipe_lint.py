@@ -20,7 +20,7 @@ from trlm_core.text.templates import chat_template
 from trlm_core.training.hardware import Hardware
 from trlm_core.training.trl_config import dpo_config, sft_config
 
-CPU = Hardware(device="cpu", threads=1, tokens_per_micro_batch=384, activation_checkpointing=False)
+CPU = Hardware(device="cpu", threads=1, tokens_per_micro_batch=384, activation_checkpointing=False, laid_attention=None)
 Combination = tuple[str, str | None, str | None]  # recipe, variant, budget
 
 

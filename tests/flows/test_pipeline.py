@@ -91,6 +91,6 @@ def test_a_changed_learning_rate_retrains_that_stage_and_those_after_it_and_the_
     assert done.code == 0, done.err[-4000:]
     new = {tuple(m.address.split("/")[:3]) for m in Store(store).manifests() if m.address not in before}
     assert {name for kind, _, name in new if kind == "checkpoints"} == {"stage2_sft_think", "stage3_dpo"}
-    assert not [name for kind, _, name in new if kind == "datasets"]
+    assert [name for kind, _, name in new if kind == "datasets"] == ["stage3_dpo-reference"], "the log-probs of the new start"
     assert done.last_line["fingerprints"]["stage1_sft"] == first_run.last_line["fingerprints"]["stage1_sft"]
     assert "training.learning_rate: 0.001 -> 0.0007" in done.out + done.err

@@ -14,15 +14,14 @@ from trlm_core.base_model import make_base
 from trlm_core.data.blend import assemble
 from trlm_core.data.errors import SourceConnectionError
 from trlm_core.data.revisions import check_pinned
-from trlm_core.data.sources import read_source
-from trlm_core.data.taken import check_supply
+from trlm_core.data.sources import check_inputs, read_source
 from trlm_core.recipes.load import load_recipe
 from trlm_core.recipes.schema import Recipe, Stage
 
 
 def blend(store: Store, recipe: Recipe, stage: Stage) -> Manifest:
     check_pinned(recipe)
-    check_supply(stage)
+    check_inputs(store, stage)
     base = make_base(store, recipe.base)
     with ThreadPoolExecutor(len(stage.blend.sources)) as threads:
         read = [threads.submit(read_source, store, recipe, stage, source, base) for source in stage.blend.sources]

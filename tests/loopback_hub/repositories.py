@@ -44,6 +44,7 @@ class StoredFile:
 class Commit:
     sha: str
     files: dict[str, StoredFile]
+    message: str = ""
 
 
 @dataclass
@@ -58,14 +59,14 @@ class Repository:
     def head(self) -> Commit:
         return self.commits[-1] if self.commits else Commit("0" * 40, {})
 
-    def commit(self, changes: Mapping[str, Content | None]) -> str:
+    def commit(self, changes: Mapping[str, Content | None], message: str = "") -> str:
         """A new commit on main: files added, changed, or taken away (None); its 40 hexadecimal digits."""
         stored = {path: stored_file(path, content) for path, content in changes.items() if content is not None}
         with self.guard:
             kept = {path: file for path, file in self.head.files.items() if path not in changes}
             files = dict(sorted({**kept, **stored}.items()))
             told = f"{self.name} {len(self.commits)} {[(path, file.blob) for path, file in files.items()]}"
-            self.commits.append(Commit(hashlib.sha1(told.encode()).hexdigest(), files))
+            self.commits.append(Commit(hashlib.sha1(told.encode()).hexdigest(), files, message))
             return self.head.sha
 
     def at(self, revision: str) -> Commit | None:

@@ -69,7 +69,7 @@ def committed(repository: Repository, call: Call, large: LargeFiles, endpoint: s
     changes: dict[str, Content | None] = {}
     for line in lines[1:]:
         changes |= _changes(line["key"], line["value"], repository, large)
-    sha = repository.commit(changes)
+    sha = repository.commit(changes, lines[0]["value"]["summary"])
     url = f"{endpoint}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.name}/commit/{sha}"
     return json_reply({"success": True, "commitUrl": url, "commitOid": sha, "hookOutput": ""})
 

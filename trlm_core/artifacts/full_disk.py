@@ -61,4 +61,6 @@ def _disk_of(error: BaseException) -> Path | None:
 def _says_so(error: BaseException) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    return isinstance(error, OSError) and error.errno in FULL
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return os.strerror(errno.ENOSPC) in str(error)  # of safetensors, whose error has no number

@@ -65,6 +65,10 @@ class Manifest(BaseModel):
         """What manifest.json holds, to the last byte."""
         return self.model_dump_json(indent=1)
 
+    def part(self, names: Iterable[str]) -> "Manifest":
+        """Of these files alone; nothing that is kept."""
+        return self.model_copy(update={"files": {name: self.files[name] for name in names}})
+
     def sealed(self) -> "Manifest":
         return self.model_copy(update={"seal": fingerprint(self.model_dump(mode="json", exclude={"seal"}))})
 
@@ -91,10 +95,10 @@ def read_manifest(content: bytes, where: object) -> Manifest:
         raise StoreError(f"{where}: wanted a manifest of this version of trlm, got {error}; move that folder away") from error
 
 
-def file_entries(folder: Path) -> dict[str, FileEntry]:
+def file_entries(folder: Path, sha256: Callable[[Path], str] = file_sha256) -> dict[str, FileEntry]:
     """Hash of every file below the folder, by its relative name."""
     files = files_of(folder)
-    return {name: FileEntry(sha256=file_sha256(path), size=path.stat().st_size) for name, path in files.items()}
+    return {name: FileEntry(sha256=sha256(path), size=path.stat().st_size) for name, path in files.items()}
 
 
 def files_of(folder: Path) -> dict[str, Path]:

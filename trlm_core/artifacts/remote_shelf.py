@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,6 +77,13 @@ class RemoteShelf:
                 self._fetch(manifest, folder)
         return folder
 
+    def part(self, manifest: Manifest, names: Sequence[str]) -> Path:
+        part, folder = manifest.part(names), self.cache / manifest.address
+        if files_damage(part, folder, known_sha256):
+            with waited_for(FileLease(self.cache, manifest.fingerprint), manifest.address):
+                self._fetch_files(part, folder)
+        return folder
+
     @contextlib.contextmanager
     def original(self, address: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=self.cache, prefix=".verified-") as scratch:
@@ -110,6 +117,10 @@ class RemoteShelf:
         return own.is_file() and own.read_bytes() == manifest.text.encode() and not files_damage(manifest, folder, known_sha256)
 
     def _fetch(self, manifest: Manifest, folder: Path) -> None:
+        self._fetch_files(manifest, folder)
+        (folder / MANIFEST_NAME).write_text(manifest.text)
+
+    def _fetch_files(self, manifest: Manifest, folder: Path) -> None:
         aside = self.cache / FETCHED / manifest.fingerprint
         shutil.rmtree(aside, ignore_errors=True)  # of a fetch that was killed
         for name, entry in manifest.files.items():
@@ -117,7 +128,6 @@ class RemoteShelf:
                 self._fetch_file(manifest, name, entry, aside / name)
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (aside / name).replace(folder / name)
-        (folder / MANIFEST_NAME).write_text(manifest.text)
         shutil.rmtree(aside, ignore_errors=True)
 
     def _fetch_file(self, manifest: Manifest, name: str, entry: FileEntry, aside: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Protocol, get_args
@@ -48,6 +48,10 @@ class Shelf(Protocol):
 
     def folder(self, manifest: Manifest) -> Path:
         """Local folder with every listed file, every byte checked. Raises StoreError."""
+        ...
+
+    def part(self, manifest: Manifest, names: Sequence[str]) -> Path:
+        """Local folder with these of the listed files, every byte of them checked. Raises StoreError."""
         ...
 
     def original(self, address: str) -> AbstractContextManager[Path]:
@@ -100,6 +104,9 @@ class LocalShelf:
             raise StoreError(f"{folder}: wanted it as it was built, got {'; '.join(reasons)}; run the recipe again, which builds it anew")
         return folder
 
+    def part(self, manifest: Manifest, names: Sequence[str]) -> Path:
+        return self.folder(manifest.part(names))
+
     def original(self, address: str) -> AbstractContextManager[Path]:
         return nullcontext(self.root / address)
 
@@ -122,15 +129,16 @@ def finished_among(keys: Iterable[str], below: str) -> list[str]:
 def write_last(path: Path, text: str) -> None:
     """The manifest appears whole or not at all, and only after the files that it names are on the disk."""
     for file in path.parent.rglob("*"):
-        _sync(file)
+        sync(file)
     aside = path.with_suffix(".tmp")
     aside.write_text(text)
-    _sync(aside)
+    sync(aside)
     aside.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when the file, or the folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -16,6 +16,7 @@ from typing import Any
 from trlm_core.artifacts.errors import StoreError
 from trlm_core.artifacts.fingerprint import changed_fields, fingerprint
 from trlm_core.artifacts.full_disk import is_full_disk, with_room
+from trlm_core.artifacts.known_hashes import new_sha256
 from trlm_core.artifacts.lease import RUN, Lease, held, tried, waited_for
 from trlm_core.artifacts.manifest import Kind, Manifest, file_entries, now
 from trlm_core.artifacts.provenance import git_commit, package_versions
@@ -26,6 +27,7 @@ from trlm_core.artifacts.shelf import LocalShelf, Shelf
 logger = logging.getLogger(__name__)
 
 READERS = 8  # of manifests at once
+WORKSPACES = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ class Store:
         """Local folder of the artifact, fetched where it is remote, every byte checked. Raises StoreError where it is damaged."""
         return with_room(lambda: self._shelf.folder(manifest), manifest.address, self.root, _elsewhere(self.remote))
 
+    def part(self, manifest: Manifest, names: Sequence[str]) -> Path:
+        """Local folder in which these files of the artifact lie, every byte of them checked; of a remote one, they alone are fetched."""
+        return with_room(lambda: self._shelf.part(manifest, names), manifest.address, self.root, _elsewhere(self.remote))
+
     def location(self, manifest: Manifest) -> str:
         """Where the artifact is, to be shown: a folder or an s3:// address. Fetches nothing."""
         return f"{self.address}/{manifest.address}"
@@ -134,6 +140,12 @@ class Store:
         logger.info("reused %s", found.address)
         return found
 
+    def workspace(self, spec: Spec) -> Path:
+        """A local folder of the spec's own: what its builder leaves there outlives it, for the next to go on from, until it is finished."""
+        folder = self._workspace(spec)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def held(self) -> AbstractContextManager[Lease]:
         """Hold the store for one run. Raises StoreError that names the holder; the hold ends with the process, however it ends."""
         return held(self._shelf.lease(RUN), self.address)
@@ -141,6 +153,9 @@ class Store:
     @property
     def _shelf(self) -> Shelf:
         return LocalShelf(self.root) if self.remote is None else RemoteShelf(self.remote, self.root)
+
+    def _workspace(self, spec: Spec) -> Path:
+        return self.root / WORKSPACES / spec.fingerprint
 
     def _finished(self, spec: Spec) -> list[str]:
         return [address for address in self.finished(spec.place) if address.endswith(f"-{spec.fingerprint[:12]}")]
@@ -168,7 +183,9 @@ class Store:
         started = time.monotonic()
         try:
             counts = build(folder)
-            return self._finish(spec, folder, counts, time.monotonic() - started, lease)
+            manifest = self._finish(spec, folder, counts, time.monotonic() - started, lease)
+            shutil.rmtree(self._workspace(spec), ignore_errors=True)  # what cannot be removed is in nobody's way
+            return manifest
         except Exception as error:
             if is_full_disk(error):
                 shutil.rmtree(folder)
@@ -200,7 +217,7 @@ class Store:
             packages=package_versions(),
             created=now(),
             seconds=round(seconds, 3),
-            files=file_entries(folder),
+            files=file_entries(folder, new_sha256),
         ).sealed()
         logger.info("built %s in %.0f s", manifest.address, seconds)
         return self._shelf.publish(manifest, folder, lease)

@@ -26,6 +26,7 @@ from trlm_core.data.shuffle import Dealt, Shuffle
 from trlm_core.data.split import seed_of
 from trlm_core.data.taken import Origin, read_origin
 from trlm_core.recipes.schema import Recipe, Source, Stage, TakenSource
+from trlm_core.text.tokenizer_files import tokenizer_folder
 
 CHECKS, ORIGINS = "checks.json", "origins.json"
 THREADS = 3  # two shards are written while the sample's tokens are counted
@@ -86,7 +87,7 @@ def assemble(store: Store, recipe: Recipe, stage: Stage, sources: Sequence[Manif
         if not any(portion.train for portion in portions):
             raise BlendError(f"{stage.name}: wanted rows, got none of {', '.join(portion.name for portion in portions)}")
         kind = _format(stage, portions)
-        lengths = Lengths(stage, store.folder(base))
+        lengths = Lengths(stage, tokenizer_folder(store, base))
         written = {split: _write(folder, split, stage, portions, kind, lengths) for split in ("train", "held_out")}
         rows = {portion.name: portion.train for portion in portions}
         checks = run_checks(folder, stage, rows, near=folder) + lengths.checks(rows)

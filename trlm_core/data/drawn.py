@@ -19,6 +19,7 @@ from trlm_core.data.split import is_held_out, seed_of
 from trlm_core.recipes.schema import DialogSource, GeneratedSource, Recipe, Stage
 from trlm_core.text.thoughts import with_thought
 from trlm_core.text.tokenizer import conversation_ids, load_tokenizer, stage_tokenizer
+from trlm_core.text.tokenizer_files import tokenizer_folder
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _fits(store: Store, recipe: Recipe, stage: Stage, base: Manifest) -> Callabl
     if stage.blend.max_tokens is None:
         return lambda row: True
     limit = stage.blend.max_tokens
-    tokenizer = stage_tokenizer(load_tokenizer(store.folder(base)), recipe.added_tokens(stage), stage.rendering)
+    tokenizer = stage_tokenizer(load_tokenizer(tokenizer_folder(store, base)), recipe.added_tokens(stage), stage.rendering)
 
     def fits(row: Row) -> bool:
         """Within the limit; both replies of a pair alike in length, so that length tells nothing."""

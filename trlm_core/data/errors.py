@@ -1,4 +1,4 @@
-"""What can be wrong with a source, and with a blend on its way to the Hub."""
+"""What can be wrong with a source, and with a blend or a checkpoint on its way to the Hub."""
 
 
 class SourceError(ValueError):
@@ -14,8 +14,8 @@ class CheckError(ValueError):
 
 
 class PublishError(ValueError):
-    """The Hub cannot take a blend as asked; the message says what to do."""
+    """The Hub cannot take a blend or a checkpoint as asked; the message says what to do."""
 
 
 class PublishConnectionError(ConnectionError):
-    """The Hub did not take a blend this time; another time it may. What it took stays there."""
+    """The Hub did not take a blend or a checkpoint this time; another time it may. What it took stays there."""

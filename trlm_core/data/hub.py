@@ -16,7 +16,7 @@ from trlm_core.data.errors import SourceConnectionError, SourceError
 Result = TypeVar("Result")
 RepoKind = Literal["dataset", "model"]
 READABLE = ("parquet", "json", "arrow")
-_waits = threading.Lock()
+_waits, _imports = threading.Lock(), threading.Lock()
 CONNECT_SECONDS, SECONDS = 10.0, 120.0  # the second: without a byte, in either direction
 
 
@@ -47,8 +47,7 @@ def commit_of(repo: str, revision: str, kind: RepoKind = "dataset") -> str:
 @functools.lru_cache(maxsize=256)
 def split_files(repo: str, subset: str | None, split: str, revision: str) -> SplitFiles:
     """Files of one split at a commit (or of a folder). Raises SourceError where there is no such subset or split."""
-    import datasets
-
+    datasets = resolver()
     where = f"{repo}{f' / {subset}' if subset else ''} @ {revision[:12]}"
     asked: dict[str, Any] = {} if Path(repo).is_dir() else {"revision": revision}
     builder = _asked(lambda: datasets.load_dataset_builder(repo, subset, **asked), where)
@@ -61,8 +60,7 @@ def split_files(repo: str, subset: str | None, split: str, revision: str) -> Spl
 
 
 def subsets_of(repo: str, revision: str) -> list[str]:
-    import datasets
-
+    datasets = resolver()
     return [str(name) for name in _asked(lambda: datasets.get_dataset_config_names(repo, revision=revision), repo)]
 
 
@@ -78,6 +76,15 @@ def terms_of(repo: str, revision: str) -> Terms:
     told = card.to_dict() if card is not None else {}
     languages = told.get("language") or []
     return Terms(_plain(told.get("license")), tuple([languages] if isinstance(languages, str) else [str(each) for each in languages]))
+
+
+def resolver() -> Any:
+    """`datasets`, for threads that want it at once: its modules import each other, and a bar would take the others' lock away."""
+    with _imports:
+        import datasets
+
+        datasets.utils.tqdm.get_lock()  # who finds no lock removes the one it makes, though another thread has found it meanwhile
+        return datasets
 
 
 def bound_waits() -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from trlm_core.data.sampling import Pick
+from trlm_core.data.source_files import Gone, reader
+from trlm_core.data.split_files import Part
 
 AHEAD, LOCAL_AHEAD = 6, 2  # parts of all sources of a process that are read before their turn: there is a network to wait for, or none
 MOST_BYTES = 32 << 20  # of a part that is read before its turn; a larger one is read as it is consumed
@@ -26,17 +28,19 @@ def read_picks(picks: Iterable[Pick], columns: Sequence[str]) -> Iterator[tuple[
     if first is None:
         return
     coming, room = itertools.chain([first], coming), _room if first.part.file.is_remote else _local_room
+    gone = Gone()
     try:
-        while _fill(waiting, coming, columns, room):
+        while _fill(waiting, coming, columns, room, gone):
             pick, read = waiting[0]
             yield from _numbered(pick, pick.part.batches(columns) if read is None else read.result())
             _leave(waiting, room)
     finally:
+        gone.set_result(None)
         while waiting:
             _leave(waiting, room)
 
 
-def _fill(waiting: Waiting, coming: Iterator[Pick], columns: Sequence[str], room: threading.BoundedSemaphore) -> bool:
+def _fill(waiting: Waiting, coming: Iterator[Pick], columns: Sequence[str], room: threading.BoundedSemaphore, gone: Gone) -> bool:
     """Begin to read the next parts where there is room; whether there is anything to wait for."""
     while room.acquire(blocking=False):
         try:
@@ -49,10 +53,15 @@ def _fill(waiting: Waiting, coming: Iterator[Pick], columns: Sequence[str], room
             room.release()
             waiting.extend([] if pick is None else [(pick, None)])
             break
-        waiting.append((pick, _readers().submit(lambda part=pick.part: list(part.batches(columns)))))
+        waiting.append((pick, _readers().submit(_read_ahead, pick.part, columns, gone)))
     if not waiting:
         waiting.extend((pick, None) for pick in itertools.islice(coming, 1))
     return bool(waiting)
+
+
+def _read_ahead(part: Part, columns: Sequence[str], gone: Gone) -> list[pa.RecordBatch]:
+    reader.set(gone)
+    return list(part.batches(columns))
 
 
 @functools.cache

@@ -18,10 +18,11 @@ from trlm_core.data.memory import use_tight_pool
 from trlm_core.data.revisions import check_pinned
 from trlm_core.data.rows import Row, schema_of
 from trlm_core.data.split import seed_of
-from trlm_core.data.taken import Judge, spares_of, take
+from trlm_core.data.taken import Judge, check_supply, spares_of, take
 from trlm_core.recipes.schema import DialogSource, FileSource, GeneratedSource, HubSource, Recipe, Source, Stage, TakenSource
 from trlm_core.text.templates import chat_template
 from trlm_core.text.token_counts import token_counter
+from trlm_core.text.tokenizer_files import tokenizer_folder
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -48,6 +49,14 @@ def source_spec(recipe: Recipe, stage: Stage, source: Source, base: Fingerprinte
         identity |= {"max_tokens": stage.blend.max_tokens, "template": chat_template(stage.rendering)}
         identity |= {"added_tokens": list(recipe.added_tokens(stage))}
     return Spec(kind="datasets", group="sources", name=source.name, identity=identity, inputs={"tokenizer": base.fingerprint})
+
+
+def check_inputs(store: Store, stage: Stage) -> None:
+    """Before any row is read: whether the sources have their counts, and the benchmarks' questions. Raises SourceError."""
+    check_supply(stage)
+    filters = stage.blend.filters
+    if filters is not None and filters.contamination is not None:
+        grams_of(store, filters.contamination)
 
 
 def read_source(store: Store, recipe: Recipe, stage: Stage, source: Source, base: Manifest) -> Manifest:
@@ -99,7 +108,7 @@ def _judge(store: Store, stage: Stage, base: Manifest) -> Judge | None:
     filters = stage.blend.filters
     if filters is None:
         return None
-    tokens = token_counter(store.folder(base)) if filters.max_tokens is not None else None
+    tokens = token_counter(tokenizer_folder(store, base)) if filters.max_tokens is not None else None
     grams = grams_of(store, filters.contamination) if filters.contamination is not None else None
     judged, seen = row_filter(filters, tokens, grams), Seen(filters)
 

@@ -3,8 +3,6 @@
 import functools
 import itertools
 import logging
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,22 +13,16 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from trlm_core.artifacts.errors import first_line
-from trlm_core.artifacts.remote import Remote
 from trlm_core.data.errors import SourceConnectionError, SourceError
 from trlm_core.data.hub import told
 from trlm_core.data.shards import JSON_BLOCKS
+from trlm_core.data.source_files import opened, pause
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-CONNECTIONS = 8  # of a process to the Hub or a bucket
 BATCH_ROWS = 1_000
 TRIES = 4  # of a part that cannot be read, after the clients' own
-_connections = threading.BoundedSemaphore(CONNECTIONS)
-
-
-class ShortReadError(OSError):
-    """Fewer or more bytes came than were asked for."""
 
 
 @dataclass(frozen=True)
@@ -190,68 +182,6 @@ def _pinned_file(kind: str, path: str) -> SplitFile:
     return KINDS[kind](path)
 
 
-def opened(path: str) -> pa.NativeFile:
-    if path.startswith("hf://"):
-        return pa.PythonFile(_ExactReads(_hub().open(path, cache_type="none"), path), mode="r")
-    if path.startswith("s3://"):
-        folder, _, name = path.rpartition("/")
-        return pa.PythonFile(_ExactReads(_bucket(folder).open(name), path), mode="r")
-    return pa.OSFile(path)
-
-
-@functools.cache
-def _hub() -> Any:
-    """One for the process: what it has looked up of a repository holds for every thread."""
-    from huggingface_hub import HfFileSystem
-
-    return HfFileSystem()
-
-
-@functools.cache
-def _bucket(folder: str) -> Remote:
-    return Remote(folder)
-
-
-class _ExactReads:
-    """A remote file whose reads give what was asked for, over a bounded number of connections."""
-
-    def __init__(self, file: Any, path: str) -> None:
-        self._file, self._path = file, path
-
-    def read(self, size: int = -1) -> bytes:
-        wanted = self._file.size - self._file.tell() if size is None or size < 0 else min(size, self._file.size - self._file.tell())
-        with _connections:
-            content = self._file.read(wanted) if wanted else b""
-        if len(content) != wanted:
-            raise ShortReadError(f"{self._path}: wanted {wanted:,} bytes, got {len(content):,}")
-        return content
-
-    def seek(self, place: int, whence: int = 0) -> int:
-        return self._file.seek(place, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def size(self) -> int:
-        return self._file.size
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def close(self) -> None:
-        self._file.close()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-
 def once(read: Callable[[], Result], where: str) -> Result:
     """What one patient reading gives."""
 
@@ -281,7 +211,7 @@ def patiently(read: Callable[[], Iterator[Any]], where: str) -> Iterator[Any]:
             if failures == TRIES:
                 raise _given_up(error, where) from error
             logger.warning("%s: %s; reading it again", where, first_line(error))
-            time.sleep(2 ** (failures - 1) / 2)
+            pause(2 ** (failures - 1) / 2)
 
 
 def _client_errors() -> tuple[type[Exception], ...]:

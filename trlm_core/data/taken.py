@@ -106,8 +106,6 @@ def check_supply(stage: Stage) -> None:
     strict = [source for source in stage.blend.sources if isinstance(source, HubSource | FileSource) and not source.allow_short]
     if not strict:
         return
-    import datasets  # noqa: F401  # before several threads want it at once: its modules import each other
-
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         counted = [*zip(strict, threads.map(supply, strict), strict=True)]
     if short := [(source, have) for source, have in counted if have < source.num_examples]:

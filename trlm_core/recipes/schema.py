@@ -221,6 +221,10 @@ class Optimization(RecipePart):
     min_lr_rate: Share | None  # of cosine_with_min_lr
     precision: Literal["bf16_mixed", "bf16", "float32"]  # bf16_mixed: float32 weights under bfloat16 autocast
     seed: NonNegativeInt
+    bad_steps: Literal[
+        "stop", "skip"
+    ]  # loss or gradient not finite, no label, or a gradient over max_grad_norm_ratio: before the optimizer moves
+    max_grad_norm_ratio: PositiveFloat | None  # of a step's gradient norm to the median of the last 64 good ones; null: no limit
 
     @model_validator(mode="after")
     def _minimum_belongs_to_its_scheduler(self) -> Self:

@@ -1,7 +1,6 @@
-"""The tokenizer of a checkpoint: loading, new tokens, rendering of messages to ids and labels."""
+"""The tokenizer of a checkpoint: loading, new tokens, ids of a conversation. renderer.py makes ids and labels of a whole blend."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,6 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]  # {"role": "user", "content": "What is 4 + 3?"}
 IGNORED = -100  # the label of a token that carries no loss
-
-
-@dataclass(frozen=True)
-class RenderedConversation:
-    input_ids: list[int]
-    labels: list[int]  # IGNORED where no loss is wanted, not shifted
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -33,19 +26,6 @@ def stage_tokenizer(base: "PreTrainedTokenizerBase", added: Sequence[str], rende
         base.add_special_tokens({"additional_special_tokens": list(added)}, replace_extra_special_tokens=False)
     base.chat_template = chat_template(rendering)
     return base
-
-
-def render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], rendering: Rendering) -> RenderedConversation:
-    """Token ids of a whole conversation and their labels, cut to max_length from the right.
-
-    `loss_on: assistant` takes what the template marks as generated: the replies and their end-of-turn token.
-    """
-    out = _templated(tokenizer, messages, return_assistant_tokens_mask=rendering.loss_on == "assistant")
-    ids = out["input_ids"][: rendering.max_length]
-    if rendering.loss_on == "all":
-        return RenderedConversation(ids, list(ids))
-    mask = out["assistant_masks"][: rendering.max_length]
-    return RenderedConversation(ids, [token if kept else IGNORED for token, kept in zip(ids, mask, strict=True)])
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:

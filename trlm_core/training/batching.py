@@ -5,10 +5,9 @@ plan_steps(5, epochs=2, sequences_per_step=2, seed=0) -> [[2, 4], [3, 0], [1, 4]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 
@@ -39,56 +38,95 @@ def cut_micro_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which of a group's processes this is."""
+
+    rank: int
+    processes: int
+
+
+ALONE = Share(0, 1)
+
+
+def deal(batches: Sequence[list[int]], share: Share) -> list[list[int]]:
+    """The micro-batches of one process of a group: as many as every other's, since a sharded model's forwards wait for one another.
+
+    The largest are halved until the number fits. Of sequences that do not divide by the processes, none can be made.
+    """
+    dealt = [*batches]
+    while len(dealt) % share.processes:
+        largest = max(range(len(dealt)), key=lambda index: len(dealt[index]))
+        batch = dealt[largest]
+        dealt[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    return dealt[share.rank :: share.processes]
+
+
+@dataclass(frozen=True)
 class MicroBatch:
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, Any]  # tensors, and the longest length of sequences end to end
     rows: list[int]  # row numbers in the stage dataset
     share: float  # of the step's loss: its label tokens (SFT) or pairs (DPO) over the step's
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """All micro-batches of one optimizer step."""
+    """One optimizer step, with the micro-batches that this process works on."""
 
     index: int
     micro_batches: list[MicroBatch]
-    loss_units: int  # label tokens (SFT) or pairs (DPO)
-    useful_tokens: int
+    rows: list[int]  # of the whole step
+    loss_units: int  # of the whole step: label tokens (SFT) or pairs (DPO)
+    useful_tokens: int  # of this process's micro-batches
     padded_tokens: int
 
 
+class Rows(Protocol):
+    """A dataset that is mapped from its file, or a list."""
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
 class StepDataset(Dataset[StepBatch]):
-    """One item is one optimizer step, collated and cut."""
+    """One item is one optimizer step, read, collated and cut."""
 
     def __init__(
         self,
-        rows: Sequence[dict[str, Any]],
+        rows: Rows,
         steps: Sequence[Sequence[int]],
         *,
         tokens_per_micro_batch: int,
         length: Callable[[dict[str, Any]], int],  # padded length that a row asks for, times its sequences
         loss_units: Callable[[dict[str, Any]], int],
-        collate: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        cut: Callable[[Sequence[int], int], list[list[int]]] = cut_micro_batches,
+        share: Share = ALONE,
     ) -> None:
-        self._rows, self._steps, self._tokens = rows, steps, tokens_per_micro_batch
-        self._length, self._loss_units, self._collate = length, loss_units, collate
+        self._rows, self._steps, self._tokens, self._share = rows, steps, tokens_per_micro_batch, share
+        self._length, self._loss_units, self._collate, self._cut = length, loss_units, collate, cut
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __getitem__(self, index: int) -> StepBatch:
-        numbers = self._steps[index]
+        numbers = [*self._steps[index]]
         rows = [self._rows[number] for number in numbers]
-        cuts = cut_micro_batches([self._length(row) for row in rows], self._tokens)
         units = sum(self._loss_units(row) for row in rows)
+        cuts = deal(self._cut([self._length(row) for row in rows], self._tokens), self._share)
         micro_batches = [self._micro_batch([rows[p] for p in cut], [numbers[p] for p in cut], units) for cut in cuts]
         return StepBatch(
             index=index,
             micro_batches=micro_batches,
+            rows=numbers,
             loss_units=units,
-            useful_tokens=sum(int(micro.inputs["attention_mask"].sum()) for micro in micro_batches),
+            useful_tokens=sum(_useful(micro.inputs) for micro in micro_batches),
             padded_tokens=sum(micro.inputs["input_ids"].numel() for micro in micro_batches),
         )
 
     def _micro_batch(self, rows: list[dict[str, Any]], numbers: list[int], units: int) -> MicroBatch:
-        share = sum(self._loss_units(row) for row in rows) / units
+        share = sum(self._loss_units(row) for row in rows) / units if units else 0.0
         return MicroBatch(inputs=self._collate(rows), rows=numbers, share=share)
+
+
+def _useful(inputs: dict[str, Any]) -> int:
+    """Tokens that are no pads; sequences end to end have none, and no mask."""
+    return int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else inputs["input_ids"].numel()

@@ -14,11 +14,11 @@ from transformers.utils.logging import disable_progress_bar
 HISTORY = "history.jsonl"
 
 
-def load_model(folder: Path, precision: str) -> PreTrainedModel:
+def load_model(folder: Path, precision: str, attention: str | None = None) -> PreTrainedModel:
     """The model of a checkpoint folder; weights in bfloat16 for `bf16`, in float32 otherwise."""
     disable_progress_bar()  # a bar of its own for every load would tear ours
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention, local_files_only=True)
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -26,9 +26,22 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     tokenizer.save_pretrained(folder)
 
 
-def append_history(folder: Path, line: dict[str, Any]) -> None:
-    with (folder / HISTORY).open("a") as file:
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of JSON; none where there is no file. Of a process that was killed the last line may be half: it is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop the lines of later steps."""
+    lines = [line for line in read_lines(path) if line["step"] <= step]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def history_counts(history: list[dict[str, Any]]) -> dict[str, int]:
@@ -36,5 +49,4 @@ def history_counts(history: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    path = folder / HISTORY
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_lines(folder / HISTORY)

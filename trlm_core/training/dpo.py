@@ -7,54 +7,70 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
-from trlm_core.training.batching import MicroBatch, StepBatch, StepDataset, cut_micro_batches
+from trlm_core.training.batching import ALONE, MicroBatch, Share, StepBatch, StepDataset, cut_micro_batches
 from trlm_core.training.step_trainer import StepTrainer
 
 
 class StepDPOTrainer(StepTrainer, DPOTrainer):
-    """DPOTrainer whose loss (apo_zero: arXiv 2408.06266) is the mean over the pairs of the whole step."""
+    """DPOTrainer whose loss (apo_zero: arXiv 2408.06266) is the mean over the pairs of the whole step.
+
+    `reference`: the start's log-probs of the chosen and the rejected replies; None: only to compute them.
+    """
 
     def __init__(
         self,
         *args: Any,
         tokens_per_micro_batch: int,
         steps: Sequence[Sequence[int]],
-        on_reference: Callable[[int, int], None],
+        reference: tuple[list[float], list[float]] | None,
+        share: Share = ALONE,
         **kwargs: Any,
     ) -> None:
-        self._tokens, self._on_reference = tokens_per_micro_batch, on_reference
+        self._tokens, self._share, self._reference = tokens_per_micro_batch, share, reference
         super().__init__(*args, **kwargs)
-        rows = self.train_dataset.to_list()
+        self.use_label_head()
+        assert isinstance(self.train_dataset, datasets.Dataset)
         self.step_dataset = StepDataset(
-            rows,
+            self.train_dataset,
             steps,
             tokens_per_micro_batch=tokens_per_micro_batch,
             length=pair_length,
             loss_units=lambda row: 1,
             collate=self.data_collator,
+            share=share,
         )
+
+    def reference_log_probs(self, on_pairs: Callable[[int, int], None]) -> tuple[list[float], list[float]]:
+        """The model's summed log-probs of both replies of every pair, by length; each process of a group does its part."""
+        rows, model = self.train_dataset, self.model
+        assert isinstance(rows, datasets.Dataset)
+        assert model is not None
+        found = torch.zeros(2, len(rows), dtype=torch.float64)
+        model.eval()
+        batches = cut_micro_batches(_pair_lengths(rows), self._tokens)[self._share.rank :: self._share.processes]
+        done, total = 0, sum(len(batch) for batch in batches)
+        for positions in batches:
+            batch = {key: value.to(self.args.device) for key, value in self.data_collator([rows[p] for p in positions]).items()}
+            for side, sums in enumerate(self.compute_ref_log_probs(model, batch)):
+                found[side, positions] = sums.double().cpu()
+            done += len(positions)
+            on_pairs(done, total)
+        chosen, rejected = self._summed(found).tolist()
+        return chosen, rejected
 
     def _prepare_dataset(self, dataset: datasets.Dataset, processing_class: Any, args: Any, dataset_name: str) -> datasets.Dataset:
         return dataset
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
-        """The parent's summed log-probs of both replies, once, before the first step, by length."""
-        rows = dataset.to_list()
-        chosen, rejected = [0.0] * len(rows), [0.0] * len(rows)
-        self.use_label_head()
-        assert self.model is not None
-        self.model.eval()
-        done = 0
-        for positions in cut_micro_batches([pair_length(row) for row in rows], self._tokens):
-            batch = {key: value.to(self.args.device) for key, value in self.data_collator([rows[p] for p in positions]).items()}
-            sums_chosen, sums_rejected = self.compute_ref_log_probs(self.model, batch)
-            for position, good, bad in zip(positions, sums_chosen.tolist(), sums_rejected.tolist(), strict=True):
-                chosen[position], rejected[position] = good, bad
-            done += len(positions)
-            self._on_reference(done, len(rows))
+        """What is known already, as the columns that the collator and the loss read."""
+        if self._reference is None:
+            return dataset
+        chosen, rejected = self._reference
         return dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
 
     def micro_batch_loss(self, model: torch.nn.Module, micro: MicroBatch, step: StepBatch) -> torch.Tensor:
@@ -71,6 +87,14 @@ class StepDPOTrainer(StepTrainer, DPOTrainer):
 def pair_length(row: Mapping[str, Any]) -> int:
     """Padded tokens that a pair asks for: both sequences."""
     return 2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])))
+
+
+def _pair_lengths(rows: datasets.Dataset) -> list[int]:
+    """`pair_length` of every row, from the lists' offsets: no token is read."""
+    prompt, chosen, rejected = (
+        pc.call_function("list_value_length", [rows.data.column(name)]).to_numpy() for name in ("prompt_ids", "chosen_ids", "rejected_ids")
+    )
+    return (2 * (prompt + np.maximum(chosen, rejected))).tolist()
 
 
 def pair_collator(pad: int) -> DataCollatorForPreference:

@@ -4,7 +4,8 @@ import ctypes
 import ctypes.util
 import gc
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import ReportedExecution
@@ -17,6 +18,7 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE"
 # oneDNN keeps what it made for each of the last 1,024 shapes, and nearly every micro-batch has a shape of its own: a gigabyte in the end.
 FEW_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "100"}
 STEPS_BETWEEN_TRIMS = 10  # on a CPU: what freed gradients and activations leave behind is handed back this often
+BUDGET = "tokens_per_micro_batch"
 GPU_TOKENS = 32 * 4096  # the report's per-device batch at its full length, on a 192 GB MI300X
 
 
@@ -26,6 +28,7 @@ class Hardware:
     threads: int
     tokens_per_micro_batch: int
     activation_checkpointing: bool
+    laid_attention: str | None  # that takes sequences end to end (packing.py); None: they are padded
 
 
 def detect_hardware(execution: Execution, reported: ReportedExecution | None) -> Hardware:
@@ -33,10 +36,23 @@ def detect_hardware(execution: Execution, reported: ReportedExecution | None) ->
     on_gpu = device == "cuda"
     return Hardware(
         device=device,
-        threads=execution.threads or usable_cores(),
+        threads=execution.threads or max(1, usable_cores() // execution.processes),
         tokens_per_micro_batch=execution.tokens_per_micro_batch or (GPU_TOKENS if on_gpu else CPU_TOKENS),
         activation_checkpointing=on_gpu and reported is not None and reported.gradient_checkpointing,
+        laid_attention=_laid_attention(device),
     )
+
+
+def within_budget(hardware: Hardware, workspace: Path) -> Hardware:
+    """With the smaller budget that an earlier process left there, because what was asked for did not fit."""
+    path = workspace / BUDGET
+    tokens = min(hardware.tokens_per_micro_batch, int(path.read_text())) if path.exists() else hardware.tokens_per_micro_batch
+    return replace(hardware, tokens_per_micro_batch=tokens)
+
+
+def halve_budget(workspace: Path, hardware: Hardware) -> None:
+    """For the next process: a step is cut finer then, and its gradient stays the same."""
+    (workspace / BUDGET).write_text(str(max(1, hardware.tokens_per_micro_batch // 2)))
 
 
 def give_memory_back() -> None:
@@ -49,6 +65,12 @@ def give_memory_back() -> None:
 
 def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _laid_attention(device: str) -> str | None:
+    from trlm_core.training.packing import variable_length_attention
+
+    return variable_length_attention(device)
 
 
 def _device(execution: Execution) -> str:

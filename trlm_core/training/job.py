@@ -1,6 +1,7 @@
 """The job of a training process, as the process that launches it writes it."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -8,6 +9,8 @@ from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import ReportedExecution, Training
 from trlm_core.tracking import RunAddress
 from trlm_core.training.watch import ProcessAddress
+
+METRICS = "metrics.jsonl"  # in the workspace: on their way to MLflow
 
 
 class TrainingJob(BaseModel):
@@ -20,7 +23,10 @@ class TrainingJob(BaseModel):
     reported_execution: ReportedExecution | None
     dataset: Path  # folder of the stage dataset
     parent: Path  # folder of the checkpoint to start from
-    output: Path  # folder of the checkpoint to write
+    reference: Path | None  # folder of its reference log-probs: DPO's, but where they are what is asked for
+    asks_for: Literal["checkpoint", "reference"]
+    output: Path  # folder of what is asked for
+    workspace: Path  # folder that outlives this process: saves, history, metrics on their way
     progress: Path
     error_file: Path
     run: RunAddress | None

@@ -1,6 +1,8 @@
 """Launch a training in a process of its own, through torchrun, and follow its progress file."""
 
+import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -8,82 +10,136 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
+from trlm_core.artifacts.full_disk import FullDiskError
 from trlm_core.artifacts.lease import descriptors
-from trlm_core.recipes.execution import Execution
-from trlm_core.recipes.schema import Stage
-from trlm_core.tracking import RunAddress
+from trlm_core.training.errors import (
+    Ending,
+    OutOfMemoryError,
+    TrainingFailedError,
+    TrainingKilledError,
+    TrainingStalledError,
+    TrainingStoppedError,
+    read_ending,
+)
 from trlm_core.training.hardware import FEW_SHAPES, HUGE_PAGES, give_memory_back, usable_cores
 from trlm_core.training.job import TrainingJob
-from trlm_core.training.watch import ProcessAddress, Progress, read_progress
+from trlm_core.training.saves import SAVES, newest_step, save_folder
+from trlm_core.training.watch import Progress, read_progress
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+SECONDS_TO_SAVE = 300.0  # of a training that is asked to stop
+SECONDS_TO_END = 15.0  # of what was killed
+SECONDS_TO_TELL = 2.0  # where it stands
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 LOG_LINES = 25
 
 
-class TrainingFailedError(RuntimeError):
-    """The training process ended badly; the message carries what it said last."""
-
-
-class TrainingKilledError(TrainingFailedError):
-    """The training process was killed, by a signal or for its memory: another try can help."""
+OnSave = Callable[[Path, int], None]  # folder and step of a save that is finished
 
 
 def run_training(
-    stage: Stage,
-    execution: Execution,
-    *,
-    dataset: Path,
-    parent: Path,
-    output: Path,
-    run: RunAddress | None,
-    on_progress: Callable[[Progress], None],
+    make_job: Callable[[Path], TrainingJob], on_progress: Callable[[Progress], None], on_save: OnSave = lambda folder, step: None
 ) -> None:
-    """Train `output` from `parent` on `dataset`; returns when the process has ended well. Raises TrainingFailedError."""
+    """Run a job, made with a folder for what only this try needs; returns when its process has ended well.
+
+    Raises TrainingFailedError or one of its kinds, FullDiskError.
+    """
     give_memory_back()  # the base was converted, or tokens were added, in this process
     with tempfile.TemporaryDirectory(prefix="trlm-training-") as scratch:
-        job = TrainingJob(
-            training=stage.training,
-            execution=execution,
-            reported_execution=stage.reported_execution,
-            dataset=dataset,
-            parent=parent,
-            output=output,
-            progress=Path(scratch) / "progress.json",
-            error_file=Path(scratch) / "error.txt",
-            run=run,
-            launched_by=ProcessAddress.here(),
-        )
-        _follow(_started(job, Path(scratch)), job, Path(scratch) / "training.log", on_progress)
+        job = make_job(Path(scratch))
+        log = Path(scratch) / "training.log"
+        process = _started(job, Path(scratch), log)
+        _follow(process, job, log, on_progress, on_save)
+        if process.returncode:
+            raise failure_of(process.returncode, read_ending(job.error_file), log)
 
 
-def _started(job: TrainingJob, scratch: Path) -> subprocess.Popen[bytes]:
+def _started(job: TrainingJob, scratch: Path, log: Path) -> subprocess.Popen[bytes]:
     (scratch / "job.json").write_text(job.model_dump_json())
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.execution.processes}"),
         *("-m", "trlm_core.training.worker", str(scratch / "job.json")),
     ]
-    environment = {**HUGE_PAGES, **FEW_SHAPES, **os.environ, **QUIET, "OMP_NUM_THREADS": str(job.execution.threads or usable_cores())}
-    with (scratch / "training.log").open("wb") as log:
+    threads = job.execution.threads or max(1, usable_cores() // job.execution.processes)
+    environment = {**HUGE_PAGES, **FEW_SHAPES, **os.environ, **QUIET, "OMP_NUM_THREADS": str(threads)}
+    with log.open("wb") as file:
         # It shares the lease on what it writes: nobody builds that while it lives, even when this process is killed.
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=descriptors())
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, pass_fds=descriptors())
 
 
-def _follow(process: subprocess.Popen[bytes], job: TrainingJob, log: Path, on_progress: Callable[[Progress], None]) -> None:
-    last = None
+def _follow(
+    process: subprocess.Popen[bytes], job: TrainingJob, log: Path, on_progress: Callable[[Progress], None], on_save: OnSave
+) -> None:
+    """Until it ends. Raises TrainingStalledError where it shows no progress for too long."""
+    last, moved, saved = None, time.monotonic(), newest_step(job.workspace / SAVES)
     try:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
             progress = read_progress(job.progress)
             if progress is not None and progress != last:
                 on_progress(progress)
-                last = progress
+                last, moved = progress, time.monotonic()
+            if (step := newest_step(job.workspace / SAVES)) is not None and step != saved:
+                on_save(save_folder(job.workspace / SAVES, step), step)
+                saved = step
+            if time.monotonic() - moved > job.execution.stall_seconds:
+                raise _stalled(process, job, last, log)
     finally:
         if process.poll() is None:  # we are being interrupted
-            process.terminate()
-            process.wait()
-    if process.returncode:
-        raised = job.error_file.exists()
-        tail = "\n".join((job.error_file if raised else log).read_text(errors="replace").splitlines()[-LOG_LINES:])
-        failure = TrainingFailedError if raised else TrainingKilledError
-        raise failure(f"the training process ended with {process.returncode}; the end of what it said:\n{tail}")
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Let it save what is done; torchrun hands the signal on."""
+    process.terminate()
+    try:
+        process.wait(SECONDS_TO_SAVE)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+
+
+def _stalled(process: subprocess.Popen[bytes], job: TrainingJob, last: Progress | None, log: Path) -> TrainingStalledError:
+    for worker in psutil.Process(process.pid).children(recursive=True):
+        if "trlm_core.training.worker" in worker.cmdline():
+            worker.send_signal(signal.SIGUSR1)
+    time.sleep(SECONDS_TO_TELL)
+    _kill(process)
+    where = f"{last.phase} {last.step:,} of {last.steps:,}" if last else "before its first step"
+    limit = job.execution.stall_seconds
+    return TrainingStalledError(f"wanted progress, got none for {limit:g} s ({where}); it is ended; where it stood:\n{_end(log)}")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    children = psutil.Process(process.pid).children(recursive=True)
+    for child in children:
+        child.kill()
+    process.kill()
+    process.wait()
+    psutil.wait_procs(children, SECONDS_TO_END)  # what one writes into is another's next
+
+
+def failure_of(code: int, ending: Ending | None, log: Path) -> Exception:
+    """The error that a process which ended badly stands for."""
+    if ending is None:
+        return TrainingKilledError(f"the training process ended with {code}; the end of what it said:\n{_end(log)}")
+    if ending.kind == "stopped":
+        return TrainingStoppedError(ending.message)
+    if ending.kind == "full_disk":
+        return FullDiskError(ending.message)
+    if ending.kind == "out_of_memory" and ending.can_be_cut:
+        return OutOfMemoryError(f"{ending.message}; the next try cuts the steps into micro-batches of half as many tokens")
+    if ending.kind == "out_of_memory":
+        return TrainingFailedError(f"{ending.message}; one sequence alone is too long for this device: lower rendering.max_length")
+    return TrainingFailedError(f"the training process ended with {code}; the end of what it said:\n{_tail(ending.traceback)}")
+
+
+def _end(log: Path) -> str:
+    return _tail(log.read_text(errors="replace"))
+
+
+def _tail(text: str) -> str:
+    return "\n".join(text.splitlines()[-LOG_LINES:])

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from trl.trainer.sft_trainer import SFTTrainer
 
 from trlm_core.text.tokenizer import IGNORED
-from trlm_core.training.batching import MicroBatch, StepBatch, StepDataset
-from trlm_core.training.neftune import RowNoise
+from trlm_core.training.batching import ALONE, MicroBatch, Rows, Share, StepBatch, StepDataset, cut_micro_batches
+from trlm_core.training.neftune import RowNoise, places_of
+from trlm_core.training.packing import collate_laid, cut_laid
 from trlm_core.training.step_trainer import StepTrainer
 
 
@@ -28,7 +29,7 @@ class StepSFTTrainer(StepTrainer, SFTTrainer):
             self._noise = RowNoise(self.model.get_input_embeddings(), noise_alpha, self.args.seed)
 
     def micro_batch_loss(self, model: torch.nn.Module, micro: MicroBatch, step: StepBatch) -> torch.Tensor:
-        noise = self._noise.on(micro.inputs["attention_mask"], step.index, micro.rows) if self._noise else contextlib.nullcontext()
+        noise = self._noise.on(places_of(micro.inputs), step.index, micro.rows) if self._noise else contextlib.nullcontext()
         with noise:
             return self.compute_loss(model, dict(micro.inputs), num_items_in_batch=torch.tensor(step.loss_units))
 
@@ -37,14 +38,19 @@ class StepSFTTrainer(StepTrainer, SFTTrainer):
         return {"entropy": labels, "mean_token_accuracy": labels}
 
 
-def sft_steps(rows: Sequence[dict[str, Any]], steps: Sequence[Sequence[int]], *, pad: int, tokens_per_micro_batch: int) -> StepDataset:
+def sft_steps(
+    rows: Rows, steps: Sequence[Sequence[int]], *, pad: int, tokens_per_micro_batch: int, laid: bool, share: Share = ALONE
+) -> StepDataset:
+    """`laid`: sequences end to end, without a pad."""
     return StepDataset(
         rows,
         steps,
         tokens_per_micro_batch=tokens_per_micro_batch,
         length=lambda row: len(row["input_ids"]),
         loss_units=lambda row: sum(label != IGNORED for label in row["labels"][1:]),
-        collate=lambda batch: collate_sft(batch, pad),
+        cut=cut_laid if laid else cut_micro_batches,
+        collate=collate_laid if laid else lambda batch: collate_sft(batch, pad),
+        share=share,
     )
 
 

@@ -1,4 +1,4 @@
-"""Every step of a training, from inside its process: to history.jsonl, to MLflow, and to the progress file."""
+"""Every step of a training, from inside its process: to history.jsonl, to the metrics' spool, and to the progress file."""
 
 import time
 from pathlib import Path
@@ -6,36 +6,44 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trlm_core.tracking import RunAddress, log_metrics
-from trlm_core.training.checkpoint import append_history
+from trlm_core.metric_spool import MetricSpool
+from trlm_core.training.checkpoint import HISTORY, append_line
 from trlm_core.training.watch import Progress, write_progress
 
 
 class StepLog(TrainerCallback):
-    def __init__(self, folder: Path, progress: Path, run: RunAddress | None) -> None:
-        self._folder, self._progress, self._run = folder, progress, run
-        self._began = self._last = 0.0
+    def __init__(self, folder: Path, progress: Path, spool: MetricSpool) -> None:
+        self._folder, self._progress, self._spool = folder, progress, spool
+        self._began = self._step_began = 0.0
+        self._done_before = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._began = self._last = time.monotonic()
+        self._began = time.monotonic()
+        self._done_before = state.global_step
         self._write(state, None)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._step_began = time.monotonic()  # saves and samples come between two steps
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         if not logs or "loss" not in logs:
             return  # the summary at the end
-        moment = time.monotonic()
-        metrics = {key: value for key, value in logs.items() if key not in {"epoch", "num_tokens"}}
-        metrics |= {"seconds": moment - self._last, "useful_tokens_per_second": logs["useful_tokens"] / (moment - self._last)}
-        self._last = moment
-        append_history(self._folder, {"step": state.global_step, **metrics})
-        if self._run is not None:
-            log_metrics(self._run, metrics, state.global_step)
+        seconds = time.monotonic() - self._step_began
+        metrics = {key: value for key, value in logs.items() if key not in {"epoch", "num_tokens"}} | {"seconds": seconds}
+        metrics |= {f"{kind}_per_second": logs[kind] / seconds for kind in ("useful_tokens", "padded_tokens")}
+        append_line(self._folder / HISTORY, {"step": state.global_step, **metrics})
+        self._spool.log(metrics, state.global_step)
         self._write(state, logs["loss"])
 
     def _write(self, state: TrainerState, loss: float | None) -> None:
         progress = Progress(
-            phase="training", step=state.global_step, steps=state.max_steps, seconds=time.monotonic() - self._began, loss=loss
+            phase="training",
+            step=state.global_step,
+            steps=state.max_steps,
+            done_before=self._done_before,
+            seconds=time.monotonic() - self._began,
+            loss=loss,
         )
         write_progress(self._progress, progress)

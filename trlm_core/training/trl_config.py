@@ -47,7 +47,10 @@ def _shared(training: Optimization, hardware: Hardware, steps: int, output: Path
         "seed": training.seed,
         "activation_checkpointing": hardware.activation_checkpointing,
         "logging_steps": 1,
-        "save_strategy": "no",
+        "logging_nan_inf_filter": False,  # it would log another step's loss in the place of one that is not finite
+        "average_tokens_across_devices": False,  # step_trainer.py adds up the processes' parts itself
+        "ddp_find_unused_parameters": False,
+        "save_strategy": "no",  # saver.py says when
         "report_to": "none",  # the process writes its own run: watch.py
         "disable_tqdm": True,
         "remove_unused_columns": False,

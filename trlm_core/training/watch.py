@@ -14,19 +14,21 @@ CHECK_SECONDS = 0.5
 
 
 class Progress(BaseModel):
-    """What the progress file says: {"phase": "training", "step": 12, "steps": 60, "seconds": 31.5, "loss": 0.71}."""
+    """What the progress file says: {"phase": "training", "step": 12, "steps": 60, "done_before": 0, "seconds": 31.5, "loss": 0.71}."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     phase: Literal["reference", "training"]  # of DPO, the reference log-probs come first: a step is a pair then
     step: int
     steps: int
-    seconds: float  # since the phase's first step began
+    done_before: int  # steps that an earlier process did
+    seconds: float  # since this process's first step of the phase began
     loss: float | None
 
     @property
     def seconds_left(self) -> float | None:
-        return self.seconds / self.step * (self.steps - self.step) if self.step else None
+        done = self.step - self.done_before
+        return self.seconds / done * (self.steps - self.step) if done else None
 
 
 class ProcessAddress(BaseModel):

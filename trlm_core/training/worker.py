@@ -1,50 +1,108 @@
-"""The process that trains: `torchrun -m trlm_core.training.worker job.json`. One job, one checkpoint folder."""
+"""The process that trains: `torchrun -m trlm_core.training.worker job.json`. One job, one artifact's folder."""
 
+import faulthandler
 import os
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trlm_core.data.shards import shard_paths
+from trlm_core.metric_spool import MetricSpool
 from trlm_core.recipes.schema import DPOTraining, SFTTraining, Training
+from trlm_core.system_metrics import system_metrics
 from trlm_core.text.tokenizer import load_tokenizer
 from trlm_core.tracking import finish
-from trlm_core.training.batching import plan_steps
-from trlm_core.training.checkpoint import load_model, save_checkpoint
+from trlm_core.training.bad_steps import SKIPPED, BadSteps, origin_in
+from trlm_core.training.batching import Share, plan_steps
+from trlm_core.training.checkpoint import HISTORY, append_line, load_model, read_history, read_lines, rewind, save_checkpoint
 from trlm_core.training.dpo import StepDPOTrainer, pair_collator
-from trlm_core.training.hardware import Hardware, detect_hardware
-from trlm_core.training.job import TrainingJob
+from trlm_core.training.errors import Ending, MicroBatchTooLargeError, StoppedError
+from trlm_core.training.hardware import Hardware, detect_hardware, halve_budget, within_budget
+from trlm_core.training.job import METRICS, TrainingJob
+from trlm_core.training.reference import read_reference, write_reference
+from trlm_core.training.samples import SAMPLES, Samples
+from trlm_core.training.saver import Often, Saver
+from trlm_core.training.saves import newest_good
 from trlm_core.training.sft import StepSFTTrainer, sft_steps
 from trlm_core.training.step_log import StepLog
 from trlm_core.training.step_trainer import StepTrainer
 from trlm_core.training.trl_config import dpo_config, sft_config
 from trlm_core.training.watch import Progress, end_with, write_progress
 
+STEP_LINES = (HISTORY, SAMPLES, SKIPPED)  # of the workspace
+SECONDS_TO_DELIVER = 20.0
+STOPPED = 143  # as of a process that SIGTERM ended
 
-def train(job: TrainingJob) -> None:
-    """Train the job's checkpoint and save it. Raises what the trainer raises; the MLflow run ends as the training does."""
+
+def train(job: TrainingJob, stop: "StopSignal") -> None:
+    """Train the job's checkpoint from its newest good save, or from the start, and write it. Raises what the trainer raises."""
     trainer = make_trainer(job)
-    trainer.add_callback(StepLog(job.output, job.progress, job.run))
-    trainer.train()
-    assert isinstance(trainer.model, PreTrainedModel)
-    save_checkpoint(trainer.model, load_tokenizer(job.dataset / "tokenizer"), job.output)
+    found = newest_good(trainer.saver.saves)
+    if trainer.is_world_process_zero():
+        for name in STEP_LINES:
+            rewind(job.workspace / name, found[1].step if found else 0)
+    trainer.accelerator.wait_for_everyone()
+    skipped = {line["step"] for line in read_lines(job.workspace / SKIPPED)}
+    trainer.bad_steps.remember(line["grad_norm"] for line in read_history(job.workspace) if line["step"] not in skipped)
+    with _spool(job) as spool:
+        if spool is not None:
+            trainer.add_callback(StepLog(job.workspace, job.progress, spool))
+            tokenizer = load_tokenizer(job.dataset / "tokenizer")
+            trainer.add_callback(Samples(job.workspace, tokenizer, spool, job.execution.sample_steps))
+        stop.tell(trainer)
+        try:
+            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+        except (StoppedError, MicroBatchTooLargeError) as error:
+            # The weights are those of the last step. Of a group, only a stop is everybody's.
+            if isinstance(error, StoppedError) or trainer.accelerator.num_processes == 1:
+                trainer.saver.save()
+            raise
+    if trainer.is_world_process_zero():
+        assert isinstance(trainer.model, PreTrainedModel)
+        save_checkpoint(trainer.model, load_tokenizer(job.dataset / "tokenizer"), job.output)
+
+
+def compute_reference(job: TrainingJob) -> None:
+    """Write the start's log-probs of the job's pairs."""
+    trainer, began = make_trainer(job), time.monotonic()
+    assert isinstance(trainer, StepDPOTrainer)
+
+    def on_pairs(done: int, total: int) -> None:
+        seconds = time.monotonic() - began
+        write_progress(job.progress, Progress(phase="reference", step=done, steps=total, done_before=0, seconds=seconds, loss=None))
+
+    chosen, rejected = trainer.reference_log_probs(on_pairs if trainer.is_world_process_zero() else lambda done, total: None)
+    if trainer.is_world_process_zero():
+        write_reference(job.output, chosen, rejected)
 
 
 def make_trainer(job: TrainingJob) -> StepTrainer:
-    hardware = detect_hardware(job.execution, job.reported_execution)
+    hardware = _hardware(job)
     torch.set_num_threads(hardware.threads)
     rows = datasets.Dataset.from_parquet([*shard_paths(job.dataset, "train")], cache_dir=str(job.progress.parent / "arrow"))
     assert isinstance(rows, datasets.Dataset)
     tokenizer = load_tokenizer(job.dataset / "tokenizer")
-    model = load_model(job.parent, job.training.precision)
+    model = load_model(job.parent, job.training.precision, hardware.laid_attention)
     make = _dpo_trainer if isinstance(job.training, DPOTraining) else _sft_trainer
-    return make(job, hardware, rows, model, tokenizer)
+    trainer = make(job, hardware, rows, model, tokenizer)
+    training, workspace = job.training, job.workspace
+    trainer.bad_steps = BadSteps(
+        training.bad_steps, training.max_grad_norm_ratio, origin_in(rows), lambda skipped: append_line(workspace / SKIPPED, skipped)
+    )
+    trainer.saver = Saver(trainer, workspace, _often(job))
+    trainer.add_callback(trainer.saver)
+    return trainer
 
 
 def _sft_trainer(
@@ -55,10 +113,17 @@ def _sft_trainer(
     pad: Any = tokenizer.pad_token_id
     return StepSFTTrainer(
         model=model,
-        args=sft_config(training, hardware, steps=len(steps), output=_scratch(job)),
+        args=sft_config(training, hardware, steps=len(steps), output=job.workspace / "aside"),
         train_dataset=rows,
         processing_class=tokenizer,
-        step_dataset=sft_steps(rows.to_list(), steps, pad=pad, tokens_per_micro_batch=hardware.tokens_per_micro_batch),
+        step_dataset=sft_steps(
+            rows,
+            steps,
+            pad=pad,
+            tokens_per_micro_batch=hardware.tokens_per_micro_batch,
+            laid=hardware.laid_attention is not None,
+            share=_share(),
+        ),
         noise_alpha=training.neftune_noise_alpha,
     )
 
@@ -69,30 +134,73 @@ def _dpo_trainer(
     training, steps = job.training, _steps(job.training, len(rows))
     assert isinstance(training, DPOTraining)
     pad: Any = tokenizer.pad_token_id
-    began = time.monotonic()
-
-    def on_reference(done: int, total: int) -> None:
-        seconds = time.monotonic() - began
-        write_progress(job.progress, Progress(phase="reference", step=done, steps=total, seconds=seconds, loss=None))
-
     return StepDPOTrainer(
         model=model,
-        args=dpo_config(training, hardware, steps=len(steps), output=_scratch(job)),
+        args=dpo_config(training, hardware, steps=len(steps), output=job.workspace / "aside"),
         train_dataset=rows,
         processing_class=tokenizer,
         data_collator=pair_collator(pad),
         tokens_per_micro_batch=hardware.tokens_per_micro_batch,
         steps=steps,
-        on_reference=on_reference,
+        reference=read_reference(job.reference) if job.reference else None,
+        share=_share(),
     )
 
 
-def _scratch(job: TrainingJob) -> Path:
-    return job.progress.parent / "trainer"
+def _hardware(job: TrainingJob) -> Hardware:
+    """Sequences lie end to end in SFT alone, and the attention for it has no float32."""
+    hardware = within_budget(detect_hardware(job.execution, job.reported_execution), job.workspace)
+    can_lie = job.training.trainer == "sft" and job.training.precision != "float32"
+    return hardware if can_lie else replace(hardware, laid_attention=None)
 
 
 def _steps(training: Training, rows: int) -> list[list[int]]:
     return plan_steps(rows, epochs=training.epochs, sequences_per_step=training.sequences_per_step, seed=training.seed)
+
+
+def _often(job: TrainingJob) -> Often:
+    reported = job.reported_execution.save_steps if job.reported_execution else None
+    return Often(steps=job.execution.save_steps or reported, seconds=job.execution.save_seconds, keep=job.execution.keep_saves)
+
+
+def _share() -> Share:
+    return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+@contextmanager
+def _spool(job: TrainingJob) -> Iterator[MetricSpool | None]:
+    """Metrics on their way to MLflow, the machine's own among them. Of a group, its first process has it."""
+    if _share().rank:
+        yield None
+        return
+    spool = MetricSpool(job.workspace / METRICS, job.run)
+    try:
+        with system_metrics(spool):
+            yield spool
+    finally:
+        spool.close(SECONDS_TO_DELIVER)
+
+
+class StopSignal:
+    """SIGTERM, while the block runs: before the first step it ends the work at once; later the trainer saves what is done first."""
+
+    def __init__(self) -> None:
+        self._trainer: StepTrainer | None = None
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def tell(self, trainer: StepTrainer) -> None:
+        self._trainer = trainer
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._trainer is None:
+            raise StoppedError("stopped before the first step, as it was asked to")
+        self._trainer.stop_asked = True
 
 
 def leave_group_of_one() -> None:
@@ -104,17 +212,25 @@ def leave_group_of_one() -> None:
 
 def main(path: str) -> None:
     leave_group_of_one()
+    faulthandler.register(signal.SIGUSR1)  # the launcher asks where a process stands that shows no progress
     job = TrainingJob.model_validate_json(Path(path).read_text())
     end_with(job.launched_by)
     status = "FAILED"
     try:
-        train(job)
+        with StopSignal() as stop:
+            compute_reference(job) if job.asks_for == "reference" else train(job, stop)
         status = "FINISHED"
-    except Exception:
-        job.error_file.write_text(traceback.format_exc())  # torchrun's own report would bury it
-        raise
+    except Exception as error:
+        ending = Ending.of(error, traceback.format_exc())  # torchrun's own report would bury it
+        job.error_file.write_text(ending.model_dump_json())
+        if ending.can_be_cut:
+            halve_budget(job.workspace, _hardware(job))
+        if not isinstance(error, StoppedError):
+            raise
+        status = "KILLED"
+        sys.exit(STOPPED)
     finally:
-        if job.run is not None:
+        if job.run is not None and job.asks_for == "checkpoint" and _share().rank == 0:
             finish(job.run, status)
 
 

@@ -2,6 +2,9 @@
 
 import json
 import subprocess
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from tests.loopback_hub.blends import command, copied_store, environment, hashes, store_with_base, told, write_recipe
-from tests.loopback_hub.faults import Fault, calls, data
+from tests.loopback_hub.faults import Fault, Request, calls, data
+from tests.loopback_hub.gsm8k import BENCHMARK, GSM8K, QUESTIONS, gsm8k
 from tests.loopback_hub.server import LoopbackHub
 from tests.loopback_hub.smoltalk2 import PREFERENCES, SFT, SMOLTALK2, conversation_row, parquet_files, preferences, smoltalk2
 from trlm_core.recipes.load import load_recipe
@@ -19,6 +23,7 @@ ROWS = 40  # of every split
 COUNT = 25  # that are taken of it
 STAGES = ("stage1_sft", "stage2_sft_think", "stage3_dpo")
 THINK = "s1k_1.1_think"
+CONTAMINATION = {"ngram": 8, "min_overlap": 0.5, "benchmarks": [BENCHMARK]}
 
 
 @pytest.fixture
@@ -254,6 +259,77 @@ def test_a_duplicate_of_another_source_is_replaced_by_a_spare_row(hub: LoopbackH
     assert (counts["train"], counts["dropped"], counts["spare"]) == (COUNT, {"duplicate_of_another_source": 1}, 2)
     taken = sorted(row["_source_row"] for row in _rows(made, "stage2_sft_think") if row["_source_split"] == THINK)
     assert taken == [row for row in range(COUNT + 1) if row != 4]
+
+
+def test_a_row_with_a_benchmark_s_question_gives_way_to_another_of_its_source(hub: LoopbackHub, recipe_file: Callable, blend: Callable):
+    rows = [conversation_row(THINK, number) for number in range(ROWS)]
+    rows[4]["messages"][0]["content"] = f"Think it through, please: {QUESTIONS[0].upper()}"
+    rows[9]["messages"][0]["content"] = " ".join(QUESTIONS[1].split()[:8])  # a third of that question: too little
+    hub.repositories.made(SMOLTALK2).commit(parquet_files(f"SFT/{THINK}", rows, SFT, 10, 2))
+    hub.repositories.made(GSM8K).commit(gsm8k())
+    made = blend(recipe_file(variant="improved", filters={"near_duplicates": None, "contamination": CONTAMINATION}))
+    counts = made["counts"]["sources"]
+    assert counts.pop("s1k_1.1_think")["dropped"] == {"contaminated": 1}
+    assert all(count["dropped"] == {} for count in counts.values()), "nothing else is dropped"
+    taken = sorted(row["_source_row"] for row in _rows(made, "stage2_sft_think") if row["_source_split"] == THINK)
+    assert taken == [row for row in range(COUNT + 1) if row != 4]
+    (line,) = next(Path(made["folder"]).parents[2].glob("sources/s1k_1.1_think/*/dropped.jsonl")).read_text().splitlines()
+    dropped = json.loads(line)
+    assert (dropped["reason"], dropped["question"], dropped["_source_row"]) == ("contaminated", "gsm8k-main-test 0", 4)
+
+
+def _refused(hub: LoopbackHub) -> None:
+    hub.faults.append(Fault(calls(GSM8K), times=999, status=401))
+
+
+def _without_the_column(hub: LoopbackHub) -> None:
+    bare = pa.schema([("answer", pa.string())])
+    hub.repositories.made(GSM8K).commit(parquet_files("main/test", [{"answer": "#### 48"}], bare, row_group=10, files=1))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (_refused, [GSM8K, "wanted access", "401", "HF_TOKEN"]),
+        (_without_the_column, ["benchmark gsm8k-main-test", "wanted the columns question", "it has answer"]),
+    ],
+)
+def test_a_benchmark_s_fault_is_one_clear_error_before_any_row_is_read(
+    hub: LoopbackHub, recipe_file: Callable, blend: Callable, tmp_path: Path, fault: Callable[[LoopbackHub], None], said: list[str]
+):
+    hub.repositories.made(GSM8K).commit(gsm8k())
+    fault(hub)
+    error = blend(recipe_file(variant="improved", filters={"contamination": CONTAMINATION})).get("error", "")
+    assert all(words in error for words in said), error
+    asked = Counter((request.method, request.path, request.range) for request in hub.requests if GSM8K in request.path)
+    assert 0 < max(asked.values()) < 6, "once (the clients repeat themselves), not for each of six sources"
+    assert not [request for request in hub.data_requests() if SMOLTALK2 in request.path and _reads_rows(hub, request, SMOLTALK2)]
+    assert not list((tmp_path / "store").glob("datasets/*/*/*/manifest.json"))
+
+
+def _reads_rows(hub: LoopbackHub, request: Request, repository: str) -> bool:
+    """Its range ends before the file does: there the footer is."""
+    head = hub.repositories.made(repository).head
+    assert request.range is not None
+    return request.range[1] < head.files[request.path.split(f"/{head.sha}/")[1]].size
+
+
+def test_an_error_does_not_wait_for_reads_ahead_that_are_stalled(hub: LoopbackHub, recipe_file: Callable, blend: Callable):
+    path, begins, asked, stall = "train-00000-of-00002.parquet", len(b"PAR1"), threading.Event(), 90
+
+    def reads_group(request: Request, *, is_first: bool) -> bool:
+        return data(path)(request) and _reads_rows(hub, request, PREFERENCES) and ((request.range or (0,))[0] == begins) == is_first
+
+    hub.faults += [
+        Fault(lambda request: reads_group(request, is_first=True), times=99, status=404, first=lambda: asked.wait(20)),
+        Fault(lambda request: reads_group(request, is_first=False), times=99, body="stalled", at=0, seconds=stall, first=asked.set),
+    ]
+    began = time.monotonic()
+    error = blend(recipe_file(), "stage3_dpo", HF_HUB_DOWNLOAD_TIMEOUT=str(2 * stall)).get("error", "")
+    assert time.monotonic() - began < stall / 2, "and the process has ended"
+    assert path in error
+    assert "404" in error
+    assert asked.is_set()
 
 
 def test_a_finished_source_is_not_read_again(hub: LoopbackHub, recipe_file: Callable, blend: Callable, tmp_path: Path):

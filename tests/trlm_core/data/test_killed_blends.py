@@ -22,15 +22,15 @@ PLACES = {  # and how many of the twenty moments are drawn there, each from a st
     REQUESTS: 4,
     SOURCES: 3,
     "reading taken": 1,
-    "reading shelf._sync": 2,  # of a source's files before its manifest
+    "reading shelf.sync": 2,  # of a source's files before its manifest
     "assembling shuffle._pieces": 1,  # of the rows that are dealt
     "assembling shuffle._sorted": 1,
     "assembling shards.write": 2,  # of a shard's rows
     "assembling checks._scalar": 1,
     "assembling card": 1,
-    "assembling shelf._sync": 4,  # of the blend's
+    "assembling shelf.sync": 4,  # of the blend's
 }
-FEW = ((REQUESTS, 2), (SOURCES, 1), ("assembling shards.write", 0), ("assembling shelf._sync", 3))
+FEW = ((REQUESTS, 2), (SOURCES, 1), ("assembling shards.write", 0), ("assembling shelf.sync", 3))
 SEED = 20251126
 
 

@@ -20,7 +20,7 @@ from tests.loopback_hub.repositories import Repository
 from tests.loopback_hub.server import LoopbackHub
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.errors import PublishConnectionError
-from trlm_core.data.publish import _asked
+from trlm_core.data.repository import _asked
 
 ROOT = Path(__file__).parents[3]
 REPO = "tester/blend"

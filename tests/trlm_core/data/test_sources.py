@@ -7,11 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tqdm.contrib.concurrent import thread_map
 
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
 from trlm_core.base_model import make_base
 from trlm_core.data.blend import assemble
+from trlm_core.data.hub import resolver
 from trlm_core.data.revisions import files_revision
 from trlm_core.data.shards import read_shards
 from trlm_core.data.sources import SourceError, check_sources, read_source, source_spec
@@ -261,3 +263,9 @@ def _lengths(recipe: Recipe, number: int, store: Store, base: Manifest, manifest
     rows = read_shards(store.folder(manifest), "train").to_pylist()
     sides = [row[side] for row in rows for side in ("messages", "chosen", "rejected") if side in row]
     return [len(conversation_ids(tokenizer, side)) for side in sides]
+
+
+def test_a_bar_of_datasets_never_takes_its_lock_away_from_the_bar_of_another_thread():
+    bars = resolver().utils.tqdm
+    thread_map(str, [1], tqdm_class=bars, disable=True)  # as `datasets` resolves files
+    assert "_lock" in vars(bars)

@@ -1,5 +1,7 @@
 """Stage datasets: what is cut, what is dropped and counted, and what carries a label."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +15,8 @@ from trlm_core.artifacts.store import Spec, Store
 from trlm_core.base_model import make_base
 from trlm_core.data.rows import CONVERSATION, FAULTY_PREFERENCE, conversation, schema_of
 from trlm_core.data.shards import read_shards, write_shards
-from trlm_core.data.stage_dataset import RenderingError, render_stage_dataset, stage_dataset_spec
-from trlm_core.recipes.schema import Recipe
+from trlm_core.data.stage_dataset import ROWS_AT_ONCE, RenderingError, render_stage_dataset, stage_dataset_spec
+from trlm_core.recipes.schema import Recipe, Rendering
 from trlm_core.text.tokenizer import IGNORED, load_tokenizer
 from trlm_core.training.dpo import pair_collator
 from trlm_core.training.sft import collate_sft
@@ -24,12 +26,23 @@ PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture
-def rendered(store: Store, changed_recipe: Callable[..., Recipe]) -> Callable[..., tuple[Manifest, list[dict[str, Any]], Any]]:
+def rendered(
+    store: Store, tiny_base: Path, changed_recipe: Callable[..., Recipe]
+) -> Callable[..., tuple[Manifest, list[dict[str, Any]], Any]]:
     """`rendered(number, rows, **leaves)`: the stage dataset of literal rows under the tiny recipe, its training rows and its tokenizer."""
 
-    def render(number: int, rows: list[dict[str, Any]], **leaves: Any) -> tuple[Manifest, list[dict[str, Any]], Any]:
-        recipe = changed_recipe(**{f"stages.{number}.rendering.{key}": value for key, value in leaves.items()})
-        stage, base = recipe.stages[number], make_base(store, recipe.base)
+    def render(
+        number: int,
+        rows: list[dict[str, Any]],
+        *,
+        into: Store = store,
+        weights: Path = tiny_base,
+        options: dict[str, Any] | None = None,
+        **leaves: Any,
+    ) -> tuple[Manifest, list[dict[str, Any]], Any]:
+        settings = {f"stages.{number}.rendering.{key}": value for key, value in leaves.items()}
+        recipe = changed_recipe(**settings, **{"base.path": str(weights)})
+        stage, base = recipe.stages[number], make_base(into, recipe.base)
         schema = FAULTY_PREFERENCE if stage.training.trainer == "dpo" else CONVERSATION
 
         def build(folder: Path) -> dict[str, Any]:
@@ -37,9 +50,9 @@ def rendered(store: Store, changed_recipe: Callable[..., Recipe]) -> Callable[..
             write_shards(folder, "held_out", pa.Table.from_pylist([], schema=schema))
             return {}
 
-        blend = store.make(Spec("datasets", recipe.name, stage.name, {"rows": rows}, {}), build)
-        dataset = render_stage_dataset(store, recipe, stage, blend, base)
-        folder = store.folder(dataset)
+        blend = into.make(Spec("datasets", recipe.name, stage.name, {"rows": rows}, {}), build)
+        dataset = render_stage_dataset(into, recipe, stage, blend, base, **(options or {}))
+        folder = into.folder(dataset)
         return dataset, read_shards(folder, "train").to_pylist(), load_tokenizer(folder / "tokenizer")
 
     return render
@@ -124,6 +137,50 @@ def test_a_pair_of_which_either_reply_is_too_long_is_dropped_and_counted(rendere
     assert dataset.counts["dropped_too_long"] == 2
 
 
+def test_rows_and_pairs_say_where_they_come_from(rendered: Callable):
+    _, (row,), _ = rendered(0, [{**chat("4 + 3?", "7"), "_source_dataset": "HuggingFaceTB/smoltalk2", "_source_subset": "SFT"}])
+    _, (paired,), _ = rendered(2, [{**pair("4 + 3?", "7", "8"), "_source_subset": ""}])
+    assert (row["origin"], paired["origin"]) == ("HuggingFaceTB/smoltalk2 SFT t row 7", "d t row 7")
+
+
+def test_any_number_of_threads_writes_the_same_bytes_in_the_blend_s_order(rendered: Callable, tmp_path: Path):
+    """More rows than the threads hold at once, some of them dropped."""
+    count = 7 * ROWS_AT_ONCE + 3
+    long = "1 2 3 4 5 6 7 8 9 " * 4
+    rows = [{**chat(f"{long if n % 5 == 0 else ''}{n} + 3?", "7"), "_source_row": n} for n in range(count)]
+    files = []
+    for threads in (1, 2, 5):
+        seen: list[tuple[int, int]] = []
+        options = {"threads": threads, "on_rows": lambda *now, seen=seen: seen.append(now)}
+        dataset, kept, _ = rendered(0, rows, into=Store.open(tmp_path / f"with-{threads}"), options=options, max_length=40)
+        files.append({name: entry.sha256 for name, entry in dataset.files.items()})
+        assert [row["origin"] for row in kept] == [f"d u t row {n}" for n in range(count) if n % 5]
+        assert dataset.counts["dropped_without_label"] == count - len(kept)
+        assert (seen, seen[-1]) == (sorted(seen), (count, count))
+    assert files[0] == files[1] == files[2]
+
+
+def test_a_reply_whose_line_breaks_join_the_prompt_s_own_is_kept_and_counted(rendered: Callable, tiny_base: Path, tmp_path: Path):
+    """Two line breaks are one token of SmolLM2: a Hub's row of that kind must not end a blend of 50,000."""
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    backend = json.loads((base / "tokenizer.json").read_text())
+    backend["model"]["vocab"]["ĊĊ"] = 476
+    backend["model"]["merges"].append(["Ċ", "Ċ"])
+    (base / "tokenizer.json").write_text(json.dumps(backend))
+    dataset, (row, plain), tokenizer = rendered(2, [pair("4 + 3?", "\n\n7", "8"), pair("4 + 3?", "7", "8")], weights=base)
+    assert dataset.counts["prompts_unlike_training_text"] == 1
+    assert tokenizer.decode(row["prompt_ids"]) == PROMPT.format("4 + 3?").removesuffix("\n")
+    assert tokenizer.decode(row["prompt_ids"] + row["chosen_ids"]) == PROMPT.format("4 + 3?") + "\n\n7<|im_end|>"
+    assert tokenizer.decode(plain["prompt_ids"]) == PROMPT.format("4 + 3?")
+
+
+def test_a_conversation_that_ends_in_no_reply_is_named_with_its_provenance(rendered: Callable):
+    with pytest.raises(
+        RenderingError, match=r"d u t row 7: wanted the generation prompt to begin the training text; .* user, assistant, user$"
+    ):
+        rendered(0, [chat("4 + 3?", "7", "and then?")])
+
+
 def test_a_multi_turn_pair_takes_all_but_the_last_turn_as_its_prompt(rendered: Callable):
     turns = conversation("4 + 3?", "7")
     rows = [{"chosen": [*turns, *conversation("and 1?", "8")], "rejected": [*turns, *conversation("and 1?", "9")], "fault": None}]
@@ -156,21 +213,21 @@ def test_a_blend_s_both_splits_are_rendered_row_by_row(built: Any):
             assert blend["source"].to_pylist() == dataset["source"].to_pylist()
 
 
-@pytest.mark.parametrize(
-    ("leaf", "value"),
-    [
-        ("template", "reference"),
-        ("system_prompt", "You think."),
-        ("loss_on", "all"),
-        ("max_length", 33),
-        ("new_tokens", {"tokens": ["<think>", "</think>", "<end>"], "start": "mean", "margin": None}),
-    ],
-)
-def test_every_field_of_a_rendering_changes_the_stage_dataset_and_its_fingerprint(leaf: str, value: Any, rendered: Callable):
+CHANGES: dict[str, Any] = {
+    "template": "reference",
+    "system_prompt": "You think.",
+    "loss_on": "all",
+    "max_length": 33,
+    "new_tokens": {"tokens": ["<think>", "</think>", "<end>"], "start": "mean", "margin": None},
+}
+
+
+@pytest.mark.parametrize("leaf", sorted(Rendering.model_fields.keys() - {"max_prompt_length"}))  # which is of pairs
+def test_every_field_of_a_rendering_changes_the_stage_dataset_and_its_fingerprint(leaf: str, rendered: Callable):
     row = chat("4 + 3?", "<think>\n4 + 3 = 7. 7 - 2 = 5. 5 + 1 = 6.\n</think>\n<end>6")
     others = {"loss_on": "all"} if leaf == "template" else {}  # the reference template marks no reply
     before, rows, _ = rendered(1, [row], **others)
-    after, changed, _ = rendered(1, [row], **others, **{leaf: value})
+    after, changed, _ = rendered(1, [row], **others, **{leaf: CHANGES[leaf]})
     assert after.fingerprint != before.fingerprint
     assert changed != rows
 

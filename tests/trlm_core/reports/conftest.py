@@ -35,7 +35,7 @@ FORMS = {"stage1_sft": "answer", "stage2_sft_think": "trace", "stage3_dpo": "pai
 def optimization(trainer: str) -> dict[str, Any]:
     shared = {
         "epochs": 1, "sequences_per_step": 8, "learning_rate": 0.001, "weight_decay": 0.0, "warmup_ratio": 0.1, "max_grad_norm": 1.0,
-        "lr_scheduler_type": "cosine", "min_lr_rate": None, "precision": "float32", "seed": 1, "trainer": trainer,
+        "lr_scheduler_type": "cosine", "min_lr_rate": None, "precision": "float32", "seed": 1, "bad_steps": "stop", "max_grad_norm_ratio": None, "trainer": trainer,
     }  # fmt: skip
     return shared | ({"loss_type": "apo_zero", "beta": 0.1} if trainer == "dpo" else {"loss_type": "nll", "neftune_noise_alpha": None})
 

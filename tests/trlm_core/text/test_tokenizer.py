@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trlm_core.recipes.schema import Rendering
 from trlm_core.text.templates import chat_template
-from trlm_core.text.tokenizer import IGNORED, conversation_ids, prompt_ids, render, stage_tokenizer
+from trlm_core.text.tokenizer import conversation_ids, prompt_ids, stage_tokenizer
 
 SYSTEM = "You think."
 ONE_TURN = [{"role": "user", "content": "4 + 3?"}, {"role": "assistant", "content": "7"}]
@@ -118,63 +118,3 @@ def test_adding_tokens_keeps_the_special_tokens_that_were_there(thinking: PreTra
 
 def test_every_digit_is_a_token_of_its_own(tiny_tokenizer: PreTrainedTokenizerBase):
     assert tiny_tokenizer.tokenize("1234") == ["1", "2", "3", "4"]
-
-
-def test_only_the_reply_and_its_end_of_turn_are_labelled(thinking: PreTrainedTokenizerBase):
-    assert labelled(thinking, ONE_TURN, rendering()) == [
-        ("<|im_start|>user\n4 + 3?<|im_end|>\n<|im_start|>assistant\n", False),
-        ("7<|im_end|>", True),
-        ("\n", False),
-    ]
-
-
-def test_every_reply_of_a_multi_turn_conversation_is_labelled_and_no_user_or_system_turn(thinking: PreTrainedTokenizerBase):
-    assert labelled(thinking, WITH_SYSTEM, rendering()) == [
-        ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n4 + 3?<|im_end|>\n<|im_start|>assistant\n", False),
-        ("7<|im_end|>", True),
-        ("\n<|im_start|>user\n7 - 2?<|im_end|>\n<|im_start|>assistant\n", False),
-        ("5<|im_end|>", True),
-        ("\n", False),
-    ]
-
-
-def test_a_default_system_turn_carries_no_label(tiny_tokenizer: PreTrainedTokenizerBase):
-    tokenizer = stage_tokenizer(tiny_tokenizer, [], rendering(system_prompt=SYSTEM))
-    assert [text for text, label in labelled(tokenizer, ONE_TURN, rendering(system_prompt=SYSTEM)) if label] == ["7<|im_end|>"]
-
-
-def test_a_thought_is_labelled_with_its_tags(thinking: PreTrainedTokenizerBase):
-    assert [text for text, label in labelled(thinking, WITH_THOUGHT, rendering()) if label] == [
-        "<think>\n4 + 3 = 7.\n</think>\n7<|im_end|>"
-    ]
-
-
-def test_labels_are_the_ids_themselves_token_by_token(thinking: PreTrainedTokenizerBase):
-    rendered = render(thinking, ONE_TURN, rendering())
-    seven = thinking.convert_tokens_to_ids("7")
-    assert rendered.input_ids[-3:] == [seven, 2, rendered.input_ids[-1]]
-    assert rendered.labels == [IGNORED] * (len(rendered.input_ids) - 3) + [seven, 2, IGNORED]
-
-
-def test_loss_on_all_labels_every_token(thinking: PreTrainedTokenizerBase):
-    rendered = render(thinking, WITH_SYSTEM, rendering(loss_on="all"))
-    assert rendered.labels == rendered.input_ids == conversation_ids(thinking, WITH_SYSTEM)
-
-
-@pytest.mark.parametrize("loss_on", ["assistant", "all"])
-def test_what_is_over_max_length_is_cut_from_the_right(loss_on: str, thinking: PreTrainedTokenizerBase):
-    whole = render(thinking, MULTI_TURN, rendering(loss_on=loss_on))
-    cut = render(thinking, MULTI_TURN, rendering(loss_on=loss_on, max_length=20))
-    assert (cut.input_ids, cut.labels) == (whole.input_ids[:20], whole.labels[:20])
-
-
-def labelled(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], how: Rendering) -> list[tuple[str, bool]]:
-    """The text in runs of labelled and unlabelled tokens."""
-    rendered = render(tokenizer, messages, how)
-    runs: list[tuple[list[int], bool]] = []
-    for token, label in zip(rendered.input_ids, rendered.labels, strict=True):
-        assert label in (token, IGNORED)
-        if not runs or runs[-1][1] != (label != IGNORED):
-            runs.append(([], label != IGNORED))
-        runs[-1][0].append(token)
-    return [(str(tokenizer.decode(ids)), label) for ids, label in runs]

@@ -18,10 +18,11 @@ from trlm_core.text.tokenizer import IGNORED, load_tokenizer
 from trlm_core.training.job import TrainingJob
 from trlm_core.training.step_trainer import StepTrainer
 from trlm_core.training.watch import ProcessAddress
-from trlm_core.training.worker import make_trainer
+from trlm_core.training.worker import compute_reference, make_trainer
 
 Rows = list[dict[str, Any]]
 VOCABULARY = 476
+TEMPLATE = "{% for turn in messages %}<|im_start|>{{ turn.role }} {{ turn.content }}<|im_end|>{% endfor %}<|im_start|>assistant "
 ONE_THREAD = Execution(device="cpu", threads=1)  # so that sums have one order
 SHARED: dict[str, Any] = {
     "epochs": 2,
@@ -34,6 +35,8 @@ SHARED: dict[str, Any] = {
     "min_lr_rate": None,
     "precision": "float32",
     "seed": 7,
+    "bad_steps": "stop",
+    "max_grad_norm_ratio": None,
 }
 
 
@@ -53,7 +56,8 @@ def sft_rows(count: int = 48, seed: int = 5) -> Rows:
         length = (12, 48)[number % 2] if number < 4 else int(random.integers(12, 49))
         ids = [1, *random.integers(3, VOCABULARY, length - 2).tolist(), 2]
         prompt = int(random.integers(3, length - 3))
-        rows.append({"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:], "source": "literal", "fault": None})
+        labels = [IGNORED] * prompt + ids[prompt:]
+        rows.append({"input_ids": ids, "labels": labels, "source": "literal", "fault": None, "origin": f"literal row {number}"})
     return rows
 
 
@@ -70,8 +74,9 @@ def dpo_rows(count: int = 48, seed: int = 6) -> Rows:
             "rejected_ids": [*ids(4, 32), 2],
             "source": "literal",
             "fault": "miscount",
+            "origin": f"literal row {number}",
         }
-        for _ in range(count)
+        for number in range(count)
     ]
 
 
@@ -102,23 +107,38 @@ def make_job(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeJ
         chosen = rows if rows is not None else dpo_rows() if pairs else sft_rows()
         (folder / "dataset").mkdir()
         (folder / "output").mkdir()
+        (folder / "workspace").mkdir()
         write_shards(folder / "dataset", "train", pa.Table.from_pylist(chosen, schema=DPO_SCHEMA if pairs else SFT_SCHEMA))
-        load_tokenizer(tiny_base).save_pretrained(folder / "dataset" / "tokenizer")
+        tokenizer = load_tokenizer(tiny_base)
+        tokenizer.chat_template = TEMPLATE
+        tokenizer.save_pretrained(folder / "dataset" / "tokenizer")
         fields = {
             "training": training,
             "execution": ONE_THREAD.model_copy(update={"tokens_per_micro_batch": tokens}),
             "reported_execution": None,
             "dataset": folder / "dataset",
             "parent": parent or tiny_base,
+            "reference": None,
+            "asks_for": "checkpoint",
             "output": folder / "output",
+            "workspace": folder / "workspace",
             "progress": folder / "progress.json",
-            "error_file": folder / "error.txt",
+            "error_file": folder / "error.json",
             "run": None,
             "launched_by": ProcessAddress.here(),
         }
-        return TrainingJob(**{**fields, **changes})
+        job = TrainingJob(**{**fields, **changes})
+        return with_reference(job, folder / "reference") if pairs and job.reference is None else job
 
     return make
+
+
+def with_reference(job: TrainingJob, folder: Path) -> TrainingJob:
+    """The job of a DPO training, with its start's log-probs in the folder."""
+    folder.mkdir()
+    compute_reference(job.model_copy(update={"asks_for": "reference", "output": folder}))
+    job.progress.unlink()
+    return job.model_copy(update={"reference": folder})
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_shares_are_those_of_the_label_tokens_that_are_predicted():
         {"input_ids": [1, 7, 2], "labels": [1, 7, 2]},  # the first token is never predicted
         {"input_ids": [1, 7, 2], "labels": [IGNORED, IGNORED, 2]},
     ]
-    (step,) = sft_steps(rows, [[0, 1, 2]], pad=2, tokens_per_micro_batch=6)
+    (step,) = sft_steps(rows, [[0, 1, 2]], pad=2, tokens_per_micro_batch=6, laid=False)
     assert step.loss_units == 4 + 2 + 1
     assert [micro.rows for micro in step.micro_batches] == [[0], [1, 2]]
     assert [micro.share for micro in step.micro_batches] == [4 / 7, 3 / 7]
@@ -82,7 +82,7 @@ def test_shares_are_those_of_the_label_tokens_that_are_predicted():
 
 def test_useful_and_padded_tokens_of_a_step_are_counted():
     rows = [{"input_ids": [1] * length, "labels": [1] * length} for length in (2, 5, 3)]
-    (step,) = sft_steps(rows, [[2, 0, 1]], pad=2, tokens_per_micro_batch=100)
+    (step,) = sft_steps(rows, [[2, 0, 1]], pad=2, tokens_per_micro_batch=100, laid=False)
     assert (step.useful_tokens, step.padded_tokens) == (10, 15)
     assert torch.equal(step.micro_batches[0].inputs["attention_mask"].sum(dim=1), torch.tensor([5, 3, 2]))
     assert step.micro_batches[0].rows == [1, 2, 0]

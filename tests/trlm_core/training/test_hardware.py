@@ -15,7 +15,8 @@ def test_a_cpu_takes_small_micro_batches_and_recomputes_no_activation():
     assert (hardware.device, hardware.tokens_per_micro_batch, hardware.activation_checkpointing) == ("cpu", 512, False)
 
 
-def test_a_gpu_starts_from_the_report_s_execution():
+def test_a_gpu_starts_from_the_report_s_execution(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     hardware = detect_hardware(Execution(device="cuda"), REPORTED)
     assert (hardware.tokens_per_micro_batch, hardware.activation_checkpointing) == (32 * 4096, True)
     assert not detect_hardware(Execution(device="cuda"), None).activation_checkpointing

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, for real: a good end, a bad end, and the end of their launcher."""
+"""Trainings in processes of their own, for real: a good end, bad ends, the end of their launcher, and two processes at once."""
 
 import signal
 import subprocess
@@ -12,32 +12,29 @@ import mlflow
 import psutil
 import pytest
 
-from trlm_core.recipes.execution import Execution
-from trlm_core.recipes.schema import Recipe, Stage
+from trlm_core.artifacts.full_disk import FullDiskError
 from trlm_core.text.tokenizer import load_tokenizer
 from trlm_core.tracking import Tracker
 from trlm_core.training.checkpoint import load_model, read_history
+from trlm_core.training.errors import Ending, OutOfMemoryError, TrainingFailedError, TrainingKilledError, TrainingStalledError
 from trlm_core.training.job import TrainingJob
-from trlm_core.training.launch import TrainingFailedError, run_training
+from trlm_core.training.launch import failure_of, run_training
+from trlm_core.training.reference import read_reference
+from trlm_core.training.saves import newest_step
 from trlm_core.training.watch import Progress
 
 STEPS = 12
-CPU = Execution(device="cpu")
 WORKER = "trlm_core.training.worker"
 SECONDS_TO_DIE = 15
 LAUNCHER = """
 import sys
 from pathlib import Path
-from trlm_core.recipes.execution import Execution
-from trlm_core.recipes.schema import Stage
+from trlm_core.training.job import TrainingJob
 from trlm_core.training.launch import run_training
+from trlm_core.training.watch import ProcessAddress
 
-stage, *folders = sys.argv[1:]
-dataset, parent, output = map(Path, folders)
-run_training(
-    Stage.model_validate_json(stage), Execution(device="cpu", tokens_per_micro_batch=1), dataset=dataset, parent=parent, output=output,
-    run=None, on_progress=lambda progress: print(progress.step, flush=True),
-)
+job = TrainingJob.model_validate_json(Path(sys.argv[1]).read_text()).model_copy(update={"launched_by": ProcessAddress.here()})
+run_training(lambda scratch: job, lambda progress: print(progress.step, flush=True))
 """
 
 
@@ -47,18 +44,35 @@ def tracker(tmp_path: Path) -> Tracker:
 
 
 @pytest.fixture
-def stage_of(tiny_recipe: Recipe) -> Callable[[Any], Stage]:
-    return lambda training: tiny_recipe.stages[0].model_copy(update={"training": training})
+def launcher_of(tmp_path: Path) -> Iterator[Callable[[TrainingJob], subprocess.Popen[str]]]:
+    """`launcher_of(job)`: a process that launches the job; returned when it trains."""
+    launchers: list[subprocess.Popen[str]] = []
+
+    def launched(job: TrainingJob) -> subprocess.Popen[str]:
+        (tmp_path / "job.json").write_text(job.model_dump_json())
+        launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path / "job.json")], stdout=subprocess.PIPE, text=True)
+        launchers.append(launcher)
+        assert launcher.stdout is not None
+        assert any(int(line) > 0 for line in launcher.stdout), "it trains"
+        return launcher
+
+    yield launched
+    for launcher in launchers:
+        children = psutil.Process(launcher.pid).children(recursive=True) if launcher.poll() is None else []
+        for process in children:
+            process.kill()
+        launcher.kill()
+        launcher.wait()
 
 
 def test_a_training_leaves_a_checkpoint_its_history_and_a_finished_run_with_every_step(
-    make_job: Callable[..., TrainingJob], stage_of: Callable, sft_training_of: Callable, tracker: Tracker
+    make_job: Callable[..., TrainingJob], sft_training_of: Callable, tracker: Tracker
 ):
-    job = make_job(sft_training_of(neftune_noise_alpha=0.01))
     run = tracker.start("stage1_sft", params={}, tags={})
+    job = make_job(sft_training_of(neftune_noise_alpha=0.01), run=run)
     seen: list[Progress] = []
-    run_training(stage_of(job.training), CPU, dataset=job.dataset, parent=job.parent, output=job.output, run=run, on_progress=seen.append)
-    history = read_history(job.output)
+    run_training(lambda scratch: job, seen.append)
+    history = read_history(job.workspace)
     assert [line["step"] for line in history] == list(range(1, STEPS + 1))
     assert history[-1]["loss"] < history[0]["loss"]
     assert {"grad_norm", "learning_rate", "mean_token_accuracy", "entropy", "useful_tokens", "useful_tokens_per_second"} <= set(history[0])
@@ -72,14 +86,14 @@ def test_a_training_leaves_a_checkpoint_its_history_and_a_finished_run_with_ever
 
 
 def test_a_training_that_fails_says_why_and_its_run_is_failed(
-    make_job: Callable[..., TrainingJob], stage_of: Callable, sft_training_of: Callable, literal_sft_rows: Callable, tracker: Tracker
+    make_job: Callable[..., TrainingJob], sft_training_of: Callable, literal_sft_rows: Callable, tracker: Tracker
 ):
     rows = literal_sft_rows(8)
     rows[3]["input_ids"][1] = 5_000  # beyond the vocabulary
-    job = make_job(sft_training_of(), rows)
     run = tracker.start("stage1_sft", params={}, tags={})
+    job = make_job(sft_training_of(), rows, run=run)
     with pytest.raises(TrainingFailedError, match=r"the training process ended with \d+") as raised:
-        run_training(stage_of(job.training), CPU, dataset=job.dataset, parent=job.parent, output=job.output, run=run, on_progress=print)
+        run_training(lambda scratch: job, print)
     assert str(raised.value).endswith("IndexError: index out of range in self")
     assert "in forward\n" in str(raised.value), "with the end of its traceback"
     assert mlflow.MlflowClient(tracking_uri=run.uri).get_run(run.run_id).info.status == "FAILED"
@@ -87,27 +101,93 @@ def test_a_training_that_fails_says_why_and_its_run_is_failed(
 
 
 def test_the_worker_dies_within_seconds_when_its_launcher_is_killed(
-    make_job: Callable[..., TrainingJob], stage_of: Callable, sft_training_of: Callable
+    make_job: Callable[..., TrainingJob], sft_training_of: Callable, launcher_of: Callable[[TrainingJob], subprocess.Popen[str]]
 ):
-    job = make_job(sft_training_of(epochs=10_000))
-    arguments = [stage_of(job.training).model_dump_json(), str(job.dataset), str(job.parent), str(job.output)]
-    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, *arguments], stdout=subprocess.PIPE, text=True)
-    started: list[psutil.Process] = []
-    try:
-        assert launcher.stdout is not None
-        assert any(int(line) > 0 for line in launcher.stdout), "it trains"
-        started = psutil.Process(launcher.pid).children(recursive=True)
-        assert [process for process in started if WORKER in process.cmdline()]
-        launcher.send_signal(signal.SIGKILL)
-        launcher.wait()
-        killed = time.monotonic()
-        _, alive = psutil.wait_procs(started, timeout=SECONDS_TO_DIE)
-        assert alive == [], f"still there {time.monotonic() - killed:.0f} s later"
-    finally:
-        for process in _still_running(started):
-            process.kill()
-        launcher.kill()
-        launcher.wait()
+    launcher = launcher_of(make_job(sft_training_of(epochs=10_000), tokens=1))
+    started = psutil.Process(launcher.pid).children(recursive=True)
+    assert [process for process in started if WORKER in process.cmdline()]
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    killed = time.monotonic()
+    _, alive = psutil.wait_procs(started, timeout=SECONDS_TO_DIE)
+    assert alive == [], f"still there {time.monotonic() - killed:.0f} s later"
+
+
+def test_an_interrupted_launcher_lets_its_training_save_what_is_done_and_leaves_nothing_running(
+    make_job: Callable[..., TrainingJob],
+    sft_training_of: Callable,
+    launcher_of: Callable[[TrainingJob], subprocess.Popen[str]],
+    tracker: Tracker,
+):
+    run = tracker.start("stage1_sft", params={}, tags={})
+    job = make_job(sft_training_of(epochs=10_000), tokens=1, run=run)
+    launcher = launcher_of(job)
+    started = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=60) != 0
+    assert list(_still_running(started)) == []
+    assert newest_step(job.workspace / "saves") == len(read_history(job.workspace)) > 0
+    assert mlflow.MlflowClient(tracking_uri=run.uri).get_run(run.run_id).info.status == "KILLED"
+
+
+def test_a_training_that_stands_still_is_ended_and_can_go_on(make_job: Callable[..., TrainingJob], sft_training_of: Callable):
+    job = make_job(sft_training_of(epochs=10_000), tokens=1)
+    job = job.model_copy(update={"execution": job.execution.model_copy(update={"stall_seconds": 15.0})})
+    seen: list[psutil.Process] = []
+
+    def stop_the_worker(progress: Progress) -> None:
+        if progress.step and not seen:
+            seen.extend(process for process in psutil.Process().children(recursive=True) if WORKER in process.cmdline())
+            seen[-1].suspend()
+
+    with pytest.raises(TrainingStalledError, match=r"wanted progress, got none for 15 s \(training \d+ of 60,000\); it is ended"):
+        run_training(lambda scratch: job, stop_the_worker)
+    assert list(_still_running(seen)) == []
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_two_processes_give_the_curve_of_one(
+    kind: str, make_job: Callable[..., TrainingJob], sft_training_of: Callable, dpo_training_of: Callable
+):
+    training = sft_training_of(loss_type="dft", neftune_noise_alpha=5.0) if kind == "sft" else dpo_training_of()
+    curves = []
+    for processes in (1, 2):
+        job = make_job(training, tokens=150)
+        job = job.model_copy(update={"execution": job.execution.model_copy(update={"processes": processes, "save_steps": 5})})
+        run_training(lambda scratch, job=job: job, lambda progress: None)
+        curves.append(read_history(job.workspace))
+        assert newest_step(job.workspace / "saves") == 10
+    one, two = curves
+    same = {name for name in one[0] if not name.endswith("per_second")} - {"seconds", "padded_tokens"}
+    for name in sorted(same):
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-4, abs=1e-5), name
+
+
+def test_two_processes_do_the_reference_log_probs_of_one(make_job: Callable[..., TrainingJob], dpo_training_of: Callable, tmp_path: Path):
+    job = make_job(dpo_training_of(), tokens=150)
+    two = job.execution.model_copy(update={"processes": 2})
+    asked = job.model_copy(update={"execution": two, "asks_for": "reference", "reference": None, "output": tmp_path})
+    run_training(lambda scratch: asked, lambda progress: None)
+    assert job.reference is not None
+    for mine, wanted in zip(read_reference(tmp_path), read_reference(job.reference), strict=True):
+        assert mine == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "can_be_cut", "error", "words"),
+    [
+        ("stopped", False, TrainingKilledError, "it says"),
+        ("full_disk", False, FullDiskError, "it says"),
+        ("out_of_memory", True, OutOfMemoryError, "it says; the next try cuts the steps into micro-batches of half as many tokens"),
+        ("out_of_memory", False, TrainingFailedError, "one sequence alone is too long for this device: lower rendering.max_length"),
+        ("other", False, TrainingFailedError, "the end of what it said:\nTraceback"),
+    ],
+)
+def test_an_ending_becomes_the_error_that_says_what_to_do(kind: Any, can_be_cut: bool, error: type[Exception], words: str, tmp_path: Path):
+    ending = Ending(kind=kind, message="it says", traceback="Traceback", can_be_cut=can_be_cut)
+    failure = failure_of(1, ending, tmp_path / "training.log")
+    assert type(failure) is error or (kind == "stopped" and isinstance(failure, error))
+    assert words in str(failure)
 
 
 def _still_running(processes: list[psutil.Process]) -> Iterator[psutil.Process]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trlm_core.training.neftune import RowNoise
+from trlm_core.training.neftune import RowNoise, places_of
 
 HIDDEN = 64
 ALPHA = 5.0
@@ -22,7 +22,7 @@ class Embedding:
     def __call__(self, lengths: list[int], rows: list[int], *, step: int = 0, padded: int | None = None) -> torch.Tensor:
         longest = padded or max(lengths)
         mask_BL = torch.tensor([[1] * length + [0] * (longest - length) for length in lengths])
-        with self.noise.on(mask_BL, step, rows), torch.no_grad():
+        with self.noise.on(places_of({"attention_mask": mask_BL}), step, rows), torch.no_grad():
             return self.table(torch.zeros_like(mask_BL))
 
 
@@ -66,6 +66,15 @@ def test_outside_its_block_nothing_is_added():
 
 def test_noise_ends_with_its_block_also_after_an_error():
     embedding = Embedding()
-    with pytest.raises(RuntimeError), embedding.noise.on(torch.ones(1, 4, dtype=torch.long), 0, [0]):
+    with pytest.raises(RuntimeError), embedding.noise.on([(0, 0, 4)], 0, [0]):
         raise RuntimeError
     assert not embedding.table(torch.zeros(1, 4, dtype=torch.long)).any()
+
+
+def test_sequences_end_to_end_get_the_noise_that_they_get_alone():
+    embedding = Embedding()
+    places = places_of({"cu_seq_lens_q": torch.tensor([0, 6, 15])})
+    with embedding.noise.on(places, 0, [17, 5]), torch.no_grad():
+        noise_LD = embedding.table(torch.zeros(1, 15, dtype=torch.long))[0]
+    assert torch.equal(noise_LD[:6], embedding([6], [17])[0])
+    assert torch.equal(noise_LD[6:], embedding([9], [5])[0])

@@ -16,7 +16,7 @@ from trlm_core.training.sft import StepSFTTrainer
 from trlm_core.training.trl_config import dpo_config, sft_config
 from trlm_core.training.worker import make_trainer
 
-CPU = Hardware(device="cpu", threads=1, tokens_per_micro_batch=384, activation_checkpointing=False)
+CPU = Hardware(device="cpu", threads=1, tokens_per_micro_batch=384, activation_checkpointing=False, laid_attention=None)
 CHANGES: dict[str, dict[str, Any]] = {
     "epochs": {"epochs": 3},
     "sequences_per_step": {"sequences_per_step": 6},
@@ -29,6 +29,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "precision": {"precision": "bf16_mixed"},
     "seed": {"seed": 8},
     "beta": {"beta": 0.5},
+    "bad_steps": {"bad_steps": "skip"},
+    "max_grad_norm_ratio": {"max_grad_norm_ratio": 20.0},
     "neftune_noise_alpha": {"neftune_noise_alpha": 5.0},
 }
 LOSS_TYPES = {"sft": "dft", "dpo": "sigmoid"}
@@ -37,7 +39,7 @@ PATHS = {"output_dir", "logging_dir", "run_name"}  # of the job's own folder
 
 @pytest.fixture
 def reached(make_job: Callable) -> Callable[[Training], dict[str, Any]]:
-    """What a training comes to: trainer arguments, step plan, noise and weights' type."""
+    """What a training comes to: trainer arguments, step plan, noise, weights' type, what is done about a bad step."""
 
     def reach(training: Training) -> dict[str, Any]:
         trainer = make_trainer(make_job(training))
@@ -48,6 +50,7 @@ def reached(make_job: Callable) -> Callable[[Training], dict[str, Any]]:
         seen["dtype"] = next(trainer.model.parameters()).dtype  # type: ignore[union-attr]
         noise = trainer._noise if isinstance(trainer, StepSFTTrainer) else None
         seen["noise"] = noise and (noise._alpha, noise._seed)
+        seen["bad_steps"] = (trainer.bad_steps._action, trainer.bad_steps._max_ratio)
         return seen
 
     return reach

@@ -1,0 +1,76 @@
+"""Bad steps: a loss or a gradient that is not finite, not one label, or a gradient far over its running range.
+
+transformers masks such a loss in its logs and steps all the same; here it is told before the optimizer moves, with the rows' provenance.
+"""
+
+import logging
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from trlm_core.training.batching import Rows, StepBatch
+from trlm_core.training.errors import BadStepError
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 64  # good steps whose median gradient norm is the running one
+FEWEST = 16  # of them that there must be before a step is measured by it
+NAMED = 8  # rows that a message names; the file has all
+SKIPPED = "skipped_steps.jsonl"  # {"step": 12, "why": "a loss of nan", "rows": ["HuggingFaceTB/smoltalk2 SFT s1k_1.1_think row 17", ...]}
+
+
+class BadSteps:
+    """Judges a step when its gradient is there."""
+
+    def __init__(
+        self,
+        action: Literal["stop", "skip"],
+        max_ratio: float | None,
+        origin: Callable[[int], str],
+        on_skip: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._action, self._max_ratio, self._origin, self._on_skip = action, max_ratio, origin, on_skip
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+
+    def remember(self, norms: Iterable[float]) -> None:
+        """The gradient norms of the good steps that a resumed training has behind it."""
+        self._norms.extend(norms)
+
+    def is_bad(self, step: StepBatch, loss: float, norm: float) -> bool:
+        """Whether the step has to be skipped. Raises BadStepError where the recipe says stop."""
+        why = self._why(step, loss, norm)
+        if why is None:
+            self._norms.append(norm)
+            return False
+        origins = [self._origin(row) for row in step.rows]
+        if self._action == "stop":
+            raise BadStepError(f"step {step.index + 1}: {why}; {_named(origins)}; mend these rows, or set training.bad_steps: skip")
+        logger.warning("step %d is skipped: %s; %s", step.index + 1, why, _named(origins))
+        self._on_skip({"step": step.index + 1, "why": why, "rows": origins})
+        return True
+
+    def _why(self, step: StepBatch, loss: float, norm: float) -> str | None:
+        if not step.loss_units:
+            return "wanted labels, got not a single one"
+        if not math.isfinite(loss):
+            return f"wanted a finite loss, got {loss}"
+        if not math.isfinite(norm):
+            return f"wanted a finite gradient, got a norm of {norm}"
+        if self._max_ratio is None or len(self._norms) < FEWEST:
+            return None
+        usual = statistics.median(self._norms)
+        if norm <= self._max_ratio * usual:
+            return None
+        return f"wanted a gradient norm of at most {self._max_ratio:g} times the usual {usual:.3g}, got {norm:.3g}"
+
+
+def origin_in(rows: Rows) -> Callable[[int], str]:
+    """The provenance of a row of the stage dataset, in words."""
+    return lambda row: str(rows[row]["origin"])
+
+
+def _named(origins: Sequence[str]) -> str:
+    more = f" and {len(origins) - NAMED:,} more" if len(origins) > NAMED else ""
+    return f"its rows: {', '.join(origins[:NAMED])}{more}"
