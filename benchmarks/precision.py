@@ -91,7 +91,7 @@ def job_of(asked: Asked, training: DPOTraining, dataset: Path, folder: Path) -> 
         output=folder / "output",
         workspace=folder / "workspace",
         progress=folder / "progress.json",
-        error_file=folder / "error.json",
+        error_files=folder,
         run=None,
         launched_by=ProcessAddress.here(),
     )

@@ -122,7 +122,7 @@ def our_trainer(asked: Asked, folder: Path) -> "Trainer":
         output=folder / "output",
         workspace=folder / "workspace",
         progress=folder / "progress.json",
-        error_file=folder / "error.json",
+        error_files=folder,
         run=None,
         launched_by=ProcessAddress.here(),
     )

@@ -93,7 +93,7 @@ def deliver_or_keep(path: Path, run: RunAddress, seconds: float, folder: Path) -
     kept = folder / f"{run.run_id}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     _write_aside(_record(kept), Sent(run=run, bytes=sent_bytes(path, run)).model_dump_json())
-    shutil.move(path, kept)
+    shutil.copy(path, kept)  # not moved: a stage that is not finished after all goes on in its own, and what both send is the same
     logger.warning("%s: MLflow is still away; the next pipeline on this store delivers these metrics", kept)
 
 
@@ -101,9 +101,12 @@ def deliver_kept(folder: Path, seconds: float) -> None:
     """Send what earlier trainings have left there, for at most so long each."""
     for path in sorted(folder.glob("*.jsonl")):
         run = Sent.model_validate_json(_record(path).read_text()).run
-        if deliver(path, run, seconds) != "waiting":
+        ended = deliver(path, run, seconds)
+        if ended == "arrived":
             path.unlink()
             _record(path).unlink()
+        elif ended == "refused":
+            path.rename(path.with_suffix(".refused"))  # never tried again, and there to be read
 
 
 class Courier:

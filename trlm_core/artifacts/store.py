@@ -137,6 +137,7 @@ class Store:
         found = self.find(spec)
         if found is None:
             return with_room(lambda: self._made(spec, build), spec.place, self.root, _elsewhere(self.remote))
+        self._clear_workspace(spec)  # of one who came too late to build
         logger.info("reused %s", found.address)
         return found
 
@@ -156,6 +157,9 @@ class Store:
 
     def _workspace(self, spec: Spec) -> Path:
         return self.root / WORKSPACES / spec.fingerprint
+
+    def _clear_workspace(self, spec: Spec) -> None:
+        shutil.rmtree(self._workspace(spec), ignore_errors=True)  # what cannot be removed is in nobody's way
 
     def _finished(self, spec: Spec) -> list[str]:
         return [address for address in self.finished(spec.place) if address.endswith(f"-{spec.fingerprint[:12]}")]
@@ -184,7 +188,7 @@ class Store:
         try:
             counts = build(folder)
             manifest = self._finish(spec, folder, counts, time.monotonic() - started, lease)
-            shutil.rmtree(self._workspace(spec), ignore_errors=True)  # what cannot be removed is in nobody's way
+            self._clear_workspace(spec)
             return manifest
         except Exception as error:
             if is_full_disk(error):

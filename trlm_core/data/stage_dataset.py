@@ -156,7 +156,10 @@ def _conversations(renderer: Renderer, rendering: Rendering, rows: Sequence[Row]
 
 
 def _pairs(renderer: Renderer, rendering: Rendering, rows: Sequence[Row]) -> tuple[pa.Table, Counter[str]]:
-    """Prompts are cut from the left to max_prompt_length; a pair of which a reply would lose its end is dropped and counted."""
+    """Prompts are cut from the left to max_prompt_length.
+
+    A pair whose replies answer different prompts, or would lose an end, is dropped and counted.
+    """
     limit = rendering.max_prompt_length
     assert limit is not None
     found: Counter[str] = Counter()
@@ -167,8 +170,10 @@ def _pairs(renderer: Renderer, rendering: Rendering, rows: Sequence[Row]) -> tup
     rejected = [_completion(ids[len(prompt) :], renderer.end_of_turn) for ids, prompt in zip(others, prompts, strict=True)]
     cut = [prompt[-limit:] for prompt in prompts]
     lengths = [len(prompt) + max(len(a), len(b)) for prompt, a, b in zip(cut, chosen, rejected, strict=True)]
-    kept = [index for index, length in enumerate(lengths) if length <= rendering.max_length]
-    found["dropped_too_long"] += len(rows) - len(kept)
+    alike = [index for index, row in enumerate(rows) if row["chosen"][:-1] == row["rejected"][:-1]]
+    kept = [index for index in alike if lengths[index] <= rendering.max_length]
+    found["dropped_prompts_differ"] += len(rows) - len(alike)
+    found["dropped_too_long"] += len(alike) - len(kept)
     columns = {"prompt_ids": cut, "chosen_ids": chosen, "rejected_ids": rejected}
     columns = {name: [ids[index] for index in kept] for name, ids in columns.items()}
     return _table(columns, [rows[index] for index in kept], DPO_SCHEMA), +found

@@ -23,7 +23,7 @@ class Execution(BaseModel):
     save_seconds: PositiveFloat = Field(default=900.0, description="Seconds from one save of a training to the next, whatever the steps.")
     keep_saves: PositiveInt = Field(default=2, description="Newest saves that are kept beside the best; all go when the stage is finished.")
     sample_steps: PositiveInt | None = Field(
-        default=None, description="Steps from one answer to a few fixed prompts to the next. Empty: a tenth of the stage."
+        default=None, description="Steps from one answer to a few fixed prompts to the next. Empty: a fifth of the stage."
     )
     stall_seconds: PositiveFloat = Field(
         default=1800.0, description="A training that shows no progress for so long is ended, and goes on from its last save."

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 64  # good steps whose median gradient norm is the running one
 FEWEST = 16  # of them that there must be before a step is measured by it
+MOST_IN_A_ROW = 16  # that are skipped
 NAMED = 8  # rows that a message names; the file has all
 SKIPPED = "skipped_steps.jsonl"  # {"step": 12, "why": "a loss of nan", "rows": ["HuggingFaceTB/smoltalk2 SFT s1k_1.1_think row 17", ...]}
 
@@ -33,18 +34,23 @@ class BadSteps:
     ) -> None:
         self._action, self._max_ratio, self._origin, self._on_skip = action, max_ratio, origin, on_skip
         self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._in_a_row = 0
 
     def remember(self, norms: Iterable[float]) -> None:
         """The gradient norms of the good steps that a resumed training has behind it."""
         self._norms.extend(norms)
 
     def is_bad(self, step: StepBatch, loss: float, norm: float) -> bool:
-        """Whether the step has to be skipped. Raises BadStepError where the recipe says stop."""
+        """Whether the step has to be skipped. Raises BadStepError where the recipe says stop, or where every step would be."""
         why = self._why(step, loss, norm)
         if why is None:
             self._norms.append(norm)
+            self._in_a_row = 0
             return False
+        self._in_a_row += 1
         origins = [self._origin(row) for row in step.rows]
+        if self._in_a_row > MOST_IN_A_ROW:
+            raise BadStepError(f"step {step.index + 1}: {why}; so were the {MOST_IN_A_ROW} before: it is the training, and not its rows")
         if self._action == "stop":
             raise BadStepError(f"step {step.index + 1}: {why}; {_named(origins)}; mend these rows, or set training.bad_steps: skip")
         logger.warning("step %d is skipped: %s; %s", step.index + 1, why, _named(origins))

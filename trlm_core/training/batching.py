@@ -51,7 +51,7 @@ ALONE = Share(0, 1)
 def deal(batches: Sequence[list[int]], share: Share) -> list[list[int]]:
     """The micro-batches of one process of a group: as many as every other's, since a sharded model's forwards wait for one another.
 
-    The largest are halved until the number fits. Of sequences that do not divide by the processes, none can be made.
+    The largest are halved until the number fits: it does at last where the sequences themselves can be dealt out evenly.
     """
     dealt = [*batches]
     while len(dealt) % share.processes:

@@ -32,16 +32,21 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of JSON; none where there is no file. Of a process that was killed the last line may be half: it is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """Lines of JSON; none where there is no file. What begins with a line that cannot be read, as a kill leaves it, is left out."""
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drop the lines of later steps."""
-    lines = [line for line in read_lines(path) if line["step"] <= step]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    """Drop the lines of later steps. The file is the old one or the new one, whatever happens meanwhile."""
+    aside = path.with_name(f"{path.name}.aside")
+    aside.write_text("".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step))
+    aside.replace(path)
 
 
 def history_counts(history: list[dict[str, Any]]) -> dict[str, int]:

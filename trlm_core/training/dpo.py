@@ -13,6 +13,7 @@ import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from trlm_core.training.batching import ALONE, MicroBatch, Share, StepBatch, StepDataset, cut_micro_batches
+from trlm_core.training.errors import MicroBatchTooLargeError, is_out_of_memory
 from trlm_core.training.step_trainer import StepTrainer
 
 
@@ -55,13 +56,21 @@ class StepDPOTrainer(StepTrainer, DPOTrainer):
         batches = cut_micro_batches(_pair_lengths(rows), self._tokens)[self._share.rank :: self._share.processes]
         done, total = 0, sum(len(batch) for batch in batches)
         for positions in batches:
-            batch = {key: value.to(self.args.device) for key, value in self.data_collator([rows[p] for p in positions]).items()}
-            for side, sums in enumerate(self.compute_ref_log_probs(model, batch)):
-                found[side, positions] = sums.double().cpu()
+            for side, sums in enumerate(self._reference_of(model, rows, positions)):
+                found[side, positions] = sums.cpu().double()
             done += len(positions)
             on_pairs(done, total)
         chosen, rejected = self._summed(found).tolist()
         return chosen, rejected
+
+    def _reference_of(self, model: Any, rows: datasets.Dataset, positions: list[int]) -> Sequence[torch.Tensor]:
+        batch = self.data_collator([rows[position] for position in positions])
+        try:
+            return self.compute_ref_log_probs(model, {key: value.to(self.args.device) for key, value in batch.items()})
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MicroBatchTooLargeError.of("reference log-probs", positions, batch["input_ids"].shape, error) from error
 
     def _prepare_dataset(self, dataset: datasets.Dataset, processing_class: Any, args: Any, dataset_name: str) -> datasets.Dataset:
         return dataset

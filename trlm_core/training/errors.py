@@ -19,14 +19,15 @@ class BadStepError(FloatingPointError):
 class MicroBatchTooLargeError(MemoryError):
     """A micro-batch did not fit into memory."""
 
-    sequences: int
+    rows: int
+    tokens: int  # padded
 
     @classmethod
-    def of(cls, step: int, rows: list[int], shape: tuple[int, ...], said: str) -> "MicroBatchTooLargeError":
-        first = said.splitlines()[0]
-        error = cls(f"step {step}: wanted memory for {shape[0]} sequences of {shape[1]:,} tokens (rows {rows}), got: {first}")
-        error.sequences = len(rows)
-        return error
+    def of(cls, where: str, rows: list[int], shape: tuple[int, ...], error: BaseException) -> "MicroBatchTooLargeError":
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        made = cls(f"{where}: wanted memory for {shape[0]} sequences of {shape[1]:,} tokens (rows {rows}), got: {said}")
+        made.rows, made.tokens = len(rows), shape[0] * shape[1]
+        return made
 
 
 class TrainingFailedError(RuntimeError):
@@ -60,16 +61,23 @@ class Ending(BaseModel):
     kind: Kind
     message: str
     traceback: str
-    can_be_cut: bool = False  # out_of_memory: the micro-batch had more than one sequence
+    can_be_cut: bool  # out_of_memory: the micro-batch had more than one row
 
     @classmethod
     def of(cls, error: BaseException, traceback: str) -> "Ending":
-        can_be_cut = isinstance(error, MicroBatchTooLargeError) and error.sequences > 1
+        can_be_cut = isinstance(error, MicroBatchTooLargeError) and error.rows > 1
         return cls(kind=_kind(error), message=str(error), traceback=traceback, can_be_cut=can_be_cut)
 
 
-def read_ending(path: Path) -> Ending | None:
-    return Ending.model_validate_json(path.read_text()) if path.exists() else None
+def write_ending(folder: Path, rank: int, ending: Ending) -> None:
+    (folder / f"ending-{rank}.json").write_text(ending.model_dump_json())
+
+
+def read_ending(folder: Path) -> Ending | None:
+    """Of a group, the process whose error has a kind; the others only say that it is gone."""
+    paths = sorted(folder.glob("ending-*.json"), key=lambda path: path.stat().st_mtime_ns)
+    endings = [Ending.model_validate_json(path.read_text()) for path in paths]
+    return next((ending for ending in endings if ending.kind != "other"), endings[0] if endings else None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -50,9 +50,9 @@ def within_budget(hardware: Hardware, workspace: Path) -> Hardware:
     return replace(hardware, tokens_per_micro_batch=tokens)
 
 
-def halve_budget(workspace: Path, hardware: Hardware) -> None:
-    """For the next process: a step is cut finer then, and its gradient stays the same."""
-    (workspace / BUDGET).write_text(str(max(1, hardware.tokens_per_micro_batch // 2)))
+def halve_budget(workspace: Path, tokens: int) -> None:
+    """To half the tokens of a micro-batch that did not fit: the next process cuts a step finer, and its gradient stays the same."""
+    (workspace / BUDGET).write_text(str(max(1, tokens // 2)))
 
 
 def give_memory_back() -> None:

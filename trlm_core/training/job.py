@@ -28,6 +28,6 @@ class TrainingJob(BaseModel):
     output: Path  # folder of what is asked for
     workspace: Path  # folder that outlives this process: saves, history, metrics on their way
     progress: Path
-    error_file: Path
+    error_files: Path  # folder, a file a process of the group: what one says must not be lost under what it does to the others
     run: RunAddress | None
     launched_by: ProcessAddress

@@ -26,7 +26,7 @@ from trlm_core.training.errors import (
 from trlm_core.training.hardware import FEW_SHAPES, HUGE_PAGES, give_memory_back, usable_cores
 from trlm_core.training.job import TrainingJob
 from trlm_core.training.saves import SAVES, newest_step, save_folder
-from trlm_core.training.watch import Progress, read_progress
+from trlm_core.training.watch import Progress, changed, read_progress
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def run_training(
         process = _started(job, Path(scratch), log)
         _follow(process, job, log, on_progress, on_save)
         if process.returncode:
-            raise failure_of(process.returncode, read_ending(job.error_file), log)
+            raise failure_of(process.returncode, read_ending(job.error_files), log)
 
 
 def _started(job: TrainingJob, scratch: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -68,21 +68,25 @@ def _started(job: TrainingJob, scratch: Path, log: Path) -> subprocess.Popen[byt
     environment = {**HUGE_PAGES, **FEW_SHAPES, **os.environ, **QUIET, "OMP_NUM_THREADS": str(threads)}
     with log.open("wb") as file:
         # It shares the lease on what it writes: nobody builds that while it lives, even when this process is killed.
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, pass_fds=descriptors())
+        # In a session of its own: Ctrl-C in a terminal goes to this process, which then lets it save.
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, pass_fds=descriptors(), start_new_session=True
+        )
 
 
 def _follow(
     process: subprocess.Popen[bytes], job: TrainingJob, log: Path, on_progress: Callable[[Progress], None], on_save: OnSave
 ) -> None:
     """Until it ends. Raises TrainingStalledError where it shows no progress for too long."""
-    last, moved, saved = None, time.monotonic(), newest_step(job.workspace / SAVES)
+    last, touched, moved, saved = None, None, time.monotonic(), newest_step(job.workspace / SAVES)
     try:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
             progress = read_progress(job.progress)
             if progress is not None and progress != last:
                 on_progress(progress)
-                last, moved = progress, time.monotonic()
+            if progress != last or changed(job.progress) != touched:
+                last, touched, moved = progress, changed(job.progress), time.monotonic()
             if (step := newest_step(job.workspace / SAVES)) is not None and step != saved:
                 on_save(save_folder(job.workspace / SAVES, step), step)
                 saved = step

@@ -3,6 +3,7 @@
 samples.jsonl: {"step": 60, "prompt": "What is 17 + 25?", "reply": "<think>17 + 25 = 42.</think>42", "tokens": 21, "ended": true}
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from trlm_core.inference.generate import generate_replies
 from trlm_core.metric_spool import MetricSpool
 from trlm_core.text.tokenizer import prompt_ids
 from trlm_core.training.checkpoint import append_line
+from trlm_core.training.errors import is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 PROMPTS = ("What is 17 + 25?", "Sort these words: pear, apple, fig.", "Who are you?")
 SAMPLES = "samples.jsonl"
@@ -32,14 +36,21 @@ class Samples(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         every = self._every or max(1, state.max_steps // PARTS)
-        if logs and "loss" in logs and state.global_step % every == 0:
+        if not logs or "loss" not in logs or state.global_step % every:
+            return
+        try:
             self._sample(kwargs["model"], state.global_step)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("step %d: no samples, for which there is no memory: %s", state.global_step, error)
+        finally:
+            kwargs["model"].train()
 
     def _sample(self, model: PreTrainedModel, step: int) -> None:
         new = NEW_TOKENS.get(model.device.type, NEW_TOKENS_ELSEWHERE)
         with torch.no_grad():
             replies = generate_replies(model, self._tokenizer, self._prompts, max_new_tokens=new)
-        model.train()
         samples = [
             {"step": step, "prompt": prompt, "reply": reply.text, "tokens": reply.tokens, "ended": reply.ended}
             for prompt, reply in zip(PROMPTS, replies, strict=True)

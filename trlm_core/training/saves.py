@@ -33,8 +33,6 @@ def keep_save(aside: Path, saves: Path, step: int, loss: float | None) -> Path:
     save = Save(step=step, loss=loss, files=file_entries(aside))
     (aside / SAVE_NAME).write_text(save.model_dump_json(indent=1))
     folder = save_folder(saves, step)
-    if folder.exists():  # a damaged one, that was passed over
-        shutil.rmtree(folder)
     saves.mkdir(parents=True, exist_ok=True)
     for path in (*aside.rglob("*"), aside):
         sync(path)
@@ -47,7 +45,7 @@ def newest_good(saves: Path) -> tuple[Path, Save] | None:
     """The newest save whose every byte is as it was written; damaged ones are passed over with a warning that says what is wrong."""
     for folder in _newest_first(saves):
         try:
-            save = Save.model_validate_json((folder / SAVE_NAME).read_text())
+            save = _read(folder)
         except (OSError, ValidationError) as error:
             logger.warning("%s is passed over: wanted a finished save, got %s", folder, " ".join(str(error).split()))
             continue
@@ -65,6 +63,13 @@ def prune(saves: Path, keep: int) -> None:
     best = min(losses, key=lambda folder: losses[folder]) if losses else None
     for folder in folders[keep:]:
         if folder != best:
+            shutil.rmtree(folder)
+
+
+def discard_after(saves: Path, step: int) -> None:
+    """Remove what a resumed training does not build on: newer saves, which are damaged, would push out those that it makes."""
+    for folder in _newest_first(saves):
+        if _step_of(folder) > step:
             shutil.rmtree(folder)
 
 
@@ -87,5 +92,11 @@ def _step_of(folder: Path) -> int:
 
 
 def _loss(folder: Path) -> float | None:
-    path = folder / SAVE_NAME
-    return Save.model_validate_json(path.read_text()).loss if path.exists() else None
+    try:
+        return _read(folder).loss
+    except (OSError, ValidationError):  # damaged: never the best
+        return None
+
+
+def _read(folder: Path) -> Save:
+    return Save.model_validate_json((folder / SAVE_NAME).read_text())

@@ -39,7 +39,13 @@ class StageTraining:
     on_save: OnSave
 
     def checkpoint(self) -> Manifest:
-        """Reused where its fingerprint is in the store; else trained, from where an earlier process was when it ended."""
+        """Reused where its fingerprint is in the store; else trained, from where an earlier process was when it ended.
+
+        Raises ValueError for processes that do not divide a step's sequences, and what `run_training` raises.
+        """
+        processes, sequences = self.execution.processes, self.stage.training.sequences_per_step
+        if sequences % processes:
+            raise ValueError(f"processes: wanted a number that divides the {sequences} sequences of a step, got {processes}")
         spec = checkpoint_spec(self.recipe, self.stage, self.dataset, self.start)
 
         def build(folder: Path) -> dict[str, Any]:
@@ -76,7 +82,7 @@ class StageTraining:
                 output=output,
                 workspace=workspace,
                 progress=scratch / "progress.json",
-                error_file=scratch / "error.json",
+                error_files=scratch,
                 run=self.run,
                 launched_by=ProcessAddress.here(),
             )

@@ -6,7 +6,7 @@ TRL averages DPO per micro-batch and logs unweighted means; here loss, gradient 
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class StepTrainer(Trainer):
     step_dataset: StepDataset
     bad_steps: BadSteps
     saver: Saver
+    heartbeat: Callable[[], None] = staticmethod(lambda: None)  # called after every micro-batch
     stop_asked = False  # set by a signal's handler; seen between two micro-batches
     _metrics: dict[str, dict[str, list[float]]]  # TRL's: mode -> name -> values since the last log
     _step: StepBatch  # the one under way
@@ -88,6 +89,7 @@ class StepTrainer(Trainer):
             with contextlib.nullcontext() if number == last else self.accelerator.no_sync(model):
                 total += self._backward(model, micro, step)
             self._collect(means, micro)
+            self.heartbeat()
         total = self._summed(total) if step.loss_units else torch.full_like(total, math.nan)
         self._loss = total.item()
         self._log_step(means, step)
@@ -136,7 +138,7 @@ class StepTrainer(Trainer):
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise MicroBatchTooLargeError.of(step.index + 1, micro.rows, micro.inputs["input_ids"].shape, str(error)) from error
+            raise MicroBatchTooLargeError.of(f"step {step.index + 1}", micro.rows, micro.inputs["input_ids"].shape, error) from error
         return loss.detach()
 
     def _collect(self, means: dict[str, list[tuple[float, float]]], micro: MicroBatch) -> None:

@@ -68,5 +68,10 @@ def write_progress(path: Path, progress: Progress) -> None:
     aside.replace(path)
 
 
+def changed(path: Path) -> int | None:
+    """When the progress file was last written or touched, in ns."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 def read_progress(path: Path) -> Progress | None:
     return Progress.model_validate(json.loads(path.read_text())) if path.exists() else None

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import shutil
 import signal
 import sys
 import time
@@ -27,13 +28,13 @@ from trlm_core.training.bad_steps import SKIPPED, BadSteps, origin_in
 from trlm_core.training.batching import Share, plan_steps
 from trlm_core.training.checkpoint import HISTORY, append_line, load_model, read_history, read_lines, rewind, save_checkpoint
 from trlm_core.training.dpo import StepDPOTrainer, pair_collator
-from trlm_core.training.errors import Ending, MicroBatchTooLargeError, StoppedError
+from trlm_core.training.errors import Ending, MicroBatchTooLargeError, StoppedError, write_ending
 from trlm_core.training.hardware import Hardware, detect_hardware, halve_budget, within_budget
 from trlm_core.training.job import METRICS, TrainingJob
 from trlm_core.training.reference import read_reference, write_reference
 from trlm_core.training.samples import SAMPLES, Samples
 from trlm_core.training.saver import Often, Saver
-from trlm_core.training.saves import newest_good
+from trlm_core.training.saves import Save, discard_after, newest_good
 from trlm_core.training.sft import StepSFTTrainer, sft_steps
 from trlm_core.training.step_log import StepLog
 from trlm_core.training.step_trainer import StepTrainer
@@ -50,14 +51,14 @@ def train(job: TrainingJob, stop: "StopSignal") -> None:
     trainer = make_trainer(job)
     found = newest_good(trainer.saver.saves)
     if trainer.is_world_process_zero():
-        for name in STEP_LINES:
-            rewind(job.workspace / name, found[1].step if found else 0)
+        _rewind(job.workspace, trainer.saver.saves, found)
     trainer.accelerator.wait_for_everyone()
     skipped = {line["step"] for line in read_lines(job.workspace / SKIPPED)}
     trainer.bad_steps.remember(line["grad_norm"] for line in read_history(job.workspace) if line["step"] not in skipped)
     with _spool(job) as spool:
         if spool is not None:
             trainer.add_callback(StepLog(job.workspace, job.progress, spool))
+            trainer.heartbeat = job.progress.touch
             tokenizer = load_tokenizer(job.dataset / "tokenizer")
             trainer.add_callback(Samples(job.workspace, tokenizer, spool, job.execution.sample_steps))
         stop.tell(trainer)
@@ -68,9 +69,22 @@ def train(job: TrainingJob, stop: "StopSignal") -> None:
             if isinstance(error, StoppedError) or trainer.accelerator.num_processes == 1:
                 trainer.saver.save()
             raise
+        if trainer.agreed(trainer.stop_asked):  # in the last step; what follows can take longer than a process is given to end
+            trainer.saver.save()
+            raise StoppedError(f"stopped after its last step, {trainer.state.global_step}, as it was asked to")
     if trainer.is_world_process_zero():
         assert isinstance(trainer.model, PreTrainedModel)
         save_checkpoint(trainer.model, load_tokenizer(job.dataset / "tokenizer"), job.output)
+
+
+def _rewind(workspace: Path, saves: Path, found: tuple[Path, Save] | None) -> None:
+    """What lies there is as it was when the save was made; without one, there is nothing."""
+    discard_after(saves, found[1].step if found else 0)
+    if found is not None:
+        shutil.copy(found[0] / HISTORY, workspace / f"{HISTORY}.saved")
+        (workspace / f"{HISTORY}.saved").replace(workspace / HISTORY)
+    for name in STEP_LINES:
+        rewind(workspace / name, found[1].step if found else 0)
 
 
 def compute_reference(job: TrainingJob) -> None:
@@ -90,17 +104,19 @@ def compute_reference(job: TrainingJob) -> None:
 def make_trainer(job: TrainingJob) -> StepTrainer:
     hardware = _hardware(job)
     torch.set_num_threads(hardware.threads)
-    rows = datasets.Dataset.from_parquet([*shard_paths(job.dataset, "train")], cache_dir=str(job.progress.parent / "arrow"))
+    rows = datasets.Dataset.from_parquet([*shard_paths(job.dataset, "train")], cache_dir=str(job.workspace / "arrow"))
     assert isinstance(rows, datasets.Dataset)
     tokenizer = load_tokenizer(job.dataset / "tokenizer")
     model = load_model(job.parent, job.training.precision, hardware.laid_attention)
     make = _dpo_trainer if isinstance(job.training, DPOTraining) else _sft_trainer
     trainer = make(job, hardware, rows, model, tokenizer)
-    training, workspace = job.training, job.workspace
-    trainer.bad_steps = BadSteps(
-        training.bad_steps, training.max_grad_norm_ratio, origin_in(rows), lambda skipped: append_line(workspace / SKIPPED, skipped)
-    )
-    trainer.saver = Saver(trainer, workspace, _often(job))
+
+    def on_skip(skipped: dict[str, Any]) -> None:
+        if trainer.is_world_process_zero():
+            append_line(job.workspace / SKIPPED, skipped)
+
+    trainer.bad_steps = BadSteps(job.training.bad_steps, job.training.max_grad_norm_ratio, origin_in(rows), on_skip)
+    trainer.saver = Saver(trainer, job.workspace, _often(job))
     trainer.add_callback(trainer.saver)
     return trainer
 
@@ -221,10 +237,9 @@ def main(path: str) -> None:
             compute_reference(job) if job.asks_for == "reference" else train(job, stop)
         status = "FINISHED"
     except Exception as error:
-        ending = Ending.of(error, traceback.format_exc())  # torchrun's own report would bury it
-        job.error_file.write_text(ending.model_dump_json())
-        if ending.can_be_cut:
-            halve_budget(job.workspace, _hardware(job))
+        write_ending(job.error_files, _share().rank, Ending.of(error, traceback.format_exc()))  # torchrun's own report would bury it
+        if isinstance(error, MicroBatchTooLargeError) and error.rows > 1:
+            halve_budget(job.workspace, error.tokens)
         if not isinstance(error, StoppedError):
             raise
         status = "KILLED"

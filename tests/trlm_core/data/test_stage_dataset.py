@@ -137,6 +137,14 @@ def test_a_pair_of_which_either_reply_is_too_long_is_dropped_and_counted(rendere
     assert dataset.counts["dropped_too_long"] == 2
 
 
+def test_a_pair_whose_replies_answer_different_prompts_is_dropped_and_counted(rendered: Callable):
+    other = pair("4 + 3?", "7", "8")
+    other["rejected"] = pair("4 - 3?", "7", "8")["rejected"]
+    dataset, kept, _ = rendered(2, [pair("4 + 3?", "7", "8"), other])
+    assert len(kept) == dataset.counts["train_rows"] == 1
+    assert dataset.counts["dropped_prompts_differ"] == 1
+
+
 def test_rows_and_pairs_say_where_they_come_from(rendered: Callable):
     _, (row,), _ = rendered(0, [{**chat("4 + 3?", "7"), "_source_dataset": "HuggingFaceTB/smoltalk2", "_source_subset": "SFT"}])
     _, (paired,), _ = rendered(2, [{**pair("4 + 3?", "7", "8"), "_source_subset": ""}])

@@ -123,7 +123,7 @@ def make_job(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeJ
             "output": folder / "output",
             "workspace": folder / "workspace",
             "progress": folder / "progress.json",
-            "error_file": folder / "error.json",
+            "error_files": folder,
             "run": None,
             "launched_by": ProcessAddress.here(),
         }

@@ -57,8 +57,18 @@ def test_a_gradient_is_measured_by_the_median_of_the_good_ones_once_there_are_en
     assert not bad.is_bad(step_of(16), 0.7, 20.0)
     assert bad.is_bad(step_of(17), 0.7, 20.1)
     assert skipped[0]["why"] == "wanted a gradient norm of at most 10 times the usual 2, got 20.1"
-    for index in range(18, 60):
+    for index in range(18, 30):
         assert bad.is_bad(step_of(index), 0.7, 21.0), "bad ones do not become the usual"
+
+
+def test_skipping_ends_where_it_is_the_training_and_not_its_rows():
+    bad, skipped = judge("skip")
+    assert not bad.is_bad(step_of(0), 0.7, 1.0)
+    for index in range(1, 17):
+        assert bad.is_bad(step_of(index), math.nan, 1.0)
+    with pytest.raises(BadStepError, match="step 18: wanted a finite loss, got nan; so were the 16 before: it is the training"):
+        bad.is_bad(step_of(17), math.nan, 1.0)
+    assert len(skipped) == 16
 
 
 def test_a_resumed_training_measures_by_the_norms_that_it_has_behind_it():

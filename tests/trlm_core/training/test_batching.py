@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trlm_core.text.tokenizer import IGNORED
-from trlm_core.training.batching import cut_micro_batches, plan_steps
+from trlm_core.training.batching import Share, cut_micro_batches, deal, plan_steps
 from trlm_core.training.dpo import pair_length
 from trlm_core.training.sft import collate_sft, sft_steps
 
@@ -53,6 +53,19 @@ def test_micro_batches_part_the_sequences_and_keep_the_budget_for_any_lengths():
 
 def test_a_sequence_over_the_budget_is_a_micro_batch_of_its_own():
     assert cut_micro_batches([3, 500, 4], 8) == [[1], [2, 0]]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_a_group_s_processes_get_every_sequence_once_and_as_many_micro_batches_each(processes: int):
+    source = random.Random(12)
+    for _ in range(200):
+        lengths = [source.randint(1, 400) for _ in range(processes * source.randint(1, 5))]
+        cuts = cut_micro_batches(lengths, source.choice([1, 900]))
+        dealt = [deal(cuts, Share(rank, processes)) for rank in range(processes)]
+        assert sorted(position for mine in dealt for cut in mine for position in cut) == list(range(len(lengths)))
+        assert len({len(mine) for mine in dealt}) == 1
+        assert all(cut for mine in dealt for cut in mine)
+    assert deal(cuts, Share(0, 1)) == cuts
 
 
 def test_equal_lengths_keep_their_order():

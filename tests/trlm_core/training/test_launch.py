@@ -1,5 +1,6 @@
 """Trainings in processes of their own, for real: a good end, bad ends, the end of their launcher, and two processes at once."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,15 @@ from trlm_core.artifacts.full_disk import FullDiskError
 from trlm_core.text.tokenizer import load_tokenizer
 from trlm_core.tracking import Tracker
 from trlm_core.training.checkpoint import load_model, read_history
-from trlm_core.training.errors import Ending, OutOfMemoryError, TrainingFailedError, TrainingKilledError, TrainingStalledError
+from trlm_core.training.errors import (
+    Ending,
+    OutOfMemoryError,
+    TrainingFailedError,
+    TrainingKilledError,
+    TrainingStalledError,
+    read_ending,
+    write_ending,
+)
 from trlm_core.training.job import TrainingJob
 from trlm_core.training.launch import failure_of, run_training
 from trlm_core.training.reference import read_reference
@@ -50,7 +59,9 @@ def launcher_of(tmp_path: Path) -> Iterator[Callable[[TrainingJob], subprocess.P
 
     def launched(job: TrainingJob) -> subprocess.Popen[str]:
         (tmp_path / "job.json").write_text(job.model_dump_json())
-        launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path / "job.json")], stdout=subprocess.PIPE, text=True)
+        launcher = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, str(tmp_path / "job.json")], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
         launchers.append(launcher)
         assert launcher.stdout is not None
         assert any(int(line) > 0 for line in launcher.stdout), "it trains"
@@ -123,7 +134,7 @@ def test_an_interrupted_launcher_lets_its_training_save_what_is_done_and_leaves_
     job = make_job(sft_training_of(epochs=10_000), tokens=1, run=run)
     launcher = launcher_of(job)
     started = psutil.Process(launcher.pid).children(recursive=True)
-    launcher.send_signal(signal.SIGINT)
+    os.killpg(launcher.pid, signal.SIGINT)  # as a terminal sends it, to all of a group
     assert launcher.wait(timeout=60) != 0
     assert list(_still_running(started)) == []
     assert newest_step(job.workspace / "saves") == len(read_history(job.workspace)) > 0
@@ -161,6 +172,16 @@ def test_two_processes_give_the_curve_of_one(
     same = {name for name in one[0] if not name.endswith("per_second")} - {"seconds", "padded_tokens"}
     for name in sorted(same):
         assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-4, abs=1e-5), name
+
+
+def test_the_process_that_has_a_reason_is_heard_above_those_that_lost_it(tmp_path: Path):
+    lost = Ending(kind="other", message="Connection closed by peer", traceback="", can_be_cut=False)
+    write_ending(tmp_path, 0, lost)
+    write_ending(tmp_path, 1, Ending(kind="out_of_memory", message="step 3", traceback="", can_be_cut=True))
+    write_ending(tmp_path, 2, lost)
+    ending = read_ending(tmp_path)
+    assert ending is not None
+    assert ending.kind == "out_of_memory"
 
 
 def test_two_processes_do_the_reference_log_probs_of_one(make_job: Callable[..., TrainingJob], dpo_training_of: Callable, tmp_path: Path):

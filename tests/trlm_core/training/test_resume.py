@@ -1,6 +1,5 @@
 """A training that is killed and taken up again ends as if nothing had happened: curve and weights to the last bit."""
 
-import json
 import os
 import random
 import signal
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from trlm_core.training.checkpoint import read_history, read_lines
+from trlm_core.training.errors import read_ending
 from trlm_core.training.job import TrainingJob
 from trlm_core.training.saves import newest_step
 
@@ -127,7 +127,17 @@ def test_sigterm_saves_what_is_done_in_the_middle_of_a_step_and_the_rest_is_the_
     job = job_of("sft")
     assert run(job, kill_at=11, number=signal.SIGTERM) == 143
     assert newest_step(job.workspace / "saves") in {10, 11}, "not only the regular ones: 9 was the last"
-    assert json.loads(job.error_file.read_text())["kind"] == "stopped"
+    ending = read_ending(job.error_files)
+    assert ending is not None
+    assert ending.kind == "stopped"
+    assert run(job) == 0
+    assert_same_end(job, whole("sft"))
+
+
+def test_sigterm_in_the_last_step_saves_that_too(job_of: Callable[[str], TrainingJob], whole: Callable[[str], TrainingJob]):
+    job = job_of("sft")
+    assert run(job, kill_at=STEPS, number=signal.SIGTERM) == 143
+    assert newest_step(job.workspace / "saves") in {STEPS - 1, STEPS}
     assert run(job) == 0
     assert_same_end(job, whole("sft"))
 
@@ -141,7 +151,9 @@ def test_a_damaged_newest_save_is_passed_over_and_the_end_is_the_same(
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
+    (job.workspace / "history.jsonl").write_text("")  # as a kill in the middle of a resume might have left it
     assert run(job) == 0
+    assert newest_step(job.workspace / "saves") == 21
     assert_same_end(job, whole("sft"))
 
 

@@ -1,6 +1,5 @@
 """The saver against a full disk and a training that does not fit: the last good save stays, and the error says what to do."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from trlm_core.artifacts.full_disk import FullDiskError
 from trlm_core.training import saver as saver_module
 from trlm_core.training import worker
-from trlm_core.training.errors import MicroBatchTooLargeError
+from trlm_core.training.errors import MicroBatchTooLargeError, read_ending
 from trlm_core.training.hardware import BUDGET
 from trlm_core.training.job import TrainingJob
 from trlm_core.training.saves import newest_good
@@ -79,18 +78,20 @@ def test_a_micro_batch_that_does_not_fit_is_named_and_the_next_process_cuts_fine
         return inner(self, model, micro, step)
 
     monkeypatch.setattr(StepSFTTrainer, "micro_batch_loss", greedy)
-    job = make_job(sft_training_of(), tokens=400)
+    job = make_job(sft_training_of(), tokens=100_000)
     (tmp_path / "job.json").write_text(job.model_dump_json())
     budgets = []
     while not (job.output / "model.safetensors").exists():
         with pytest.raises(MicroBatchTooLargeError, match=r"step 1: wanted memory for \d sequences of \d+ tokens \(rows \[\d+, "):
             worker.main(str(tmp_path / "job.json"))
-        ending = json.loads(job.error_file.read_text())
-        assert (ending["kind"], ending["can_be_cut"]) == ("out_of_memory", True)
+        ending = read_ending(job.error_files)
+        assert ending is not None
+        assert (ending.kind, ending.can_be_cut) == ("out_of_memory", True)
         budgets.append(int((job.workspace / BUDGET).read_text()))
-        if budgets[-1] <= 50:
+        if budgets[-1] <= 60:
             worker.main(str(tmp_path / "job.json"))
-    assert budgets == [200, 100, 50]
+    assert 400 > budgets[0] > 60, "half of what did not fit, however large the budget was"
+    assert len(budgets) <= 3
 
 
 def test_one_sequence_that_does_not_fit_cannot_be_cut(
@@ -101,6 +102,7 @@ def test_one_sequence_that_does_not_fit_cannot_be_cut(
     (tmp_path / "job.json").write_text(job.model_dump_json())
     with pytest.raises(MicroBatchTooLargeError):
         worker.main(str(tmp_path / "job.json"))
-    ending = json.loads(job.error_file.read_text())
-    assert (ending["kind"], ending["can_be_cut"]) == ("out_of_memory", False)
+    ending = read_ending(job.error_files)
+    assert ending is not None
+    assert (ending.kind, ending.can_be_cut) == ("out_of_memory", False)
     assert not (job.workspace / BUDGET).exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trlm_core.training.saves import keep_save, newest_good, newest_step, prune
+from trlm_core.training.saves import discard_after, keep_save, newest_good, newest_step, prune
 
 
 @pytest.fixture
@@ -56,12 +56,17 @@ def test_a_damaged_save_is_passed_over_with_a_warning_that_says_what_is_wrong(
     assert str(damaged) in caplog.text
 
 
-def test_a_step_that_is_saved_again_takes_the_place_of_the_damaged_one(saves: Path):
-    (saved(saves, 20) / "optimizer.pt").unlink()
+def test_what_a_resumed_training_does_not_build_on_goes_and_pushes_nothing_out(saves: Path):
+    for step in (10, 20, 30):
+        saved(saves, step)
+    discard_after(saves, 10)
+    assert [folder.name for folder in saves.iterdir()] == ["step-000010"]
     saved(saves, 20)
     found = newest_good(saves)
     assert found is not None
     assert found[1].step == 20
+    discard_after(saves, 0)
+    assert [*saves.iterdir()] == []
 
 
 def test_the_newest_and_the_best_are_kept(saves: Path):
@@ -69,6 +74,14 @@ def test_the_newest_and_the_best_are_kept(saves: Path):
         saved(saves, step, loss)
     prune(saves, keep=2)
     assert sorted(folder.name for folder in saves.iterdir()) == ["step-000020", "step-000040", "step-000050"]
+
+
+def test_a_damaged_save_is_never_the_best(saves: Path):
+    for step, loss in ((10, 0.1), (20, 0.5), (30, 0.7)):
+        saved(saves, step, loss)
+    (saves / "step-000010" / "save.json").write_text("{")
+    prune(saves, keep=1)
+    assert sorted(folder.name for folder in saves.iterdir()) == ["step-000020", "step-000030"]
 
 
 def test_saves_are_counted_by_their_steps_and_not_by_their_names(saves: Path):

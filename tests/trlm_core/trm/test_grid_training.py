@@ -1,0 +1,117 @@
+"""Training on grids: one optimizer step a supervision step, slots that refill by themselves, and a twin without recursion."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trlm_core.trm.config import RecursionConfig
+from trlm_core.trm.grid_training import GridRecipe, GridTrainer, grid_loss, rate_at
+from trlm_core.trm.grid_trm import GridTRM, answer_grids, is_solved, without_recursion
+from trlm_core.trm.sudoku import N_CELLS, N_TOKENS, Puzzles, draw_puzzles, split_grids
+
+CONFIG = RecursionConfig(32, 4, 2, 2, 2, 3, 0.1, 0.25)
+RECIPE = GridRecipe(
+    optimizer_steps=6,
+    batch=8,
+    learning_rate=2e-3,
+    final_rate_share=0.1,
+    warmup_steps=2,
+    weight_decay=0.1,
+    max_gradient_norm=1.0,
+    ema_decay=0.9,
+    seed=0,
+)
+
+
+def make_model(config: RecursionConfig = CONFIG) -> GridTRM:
+    torch.manual_seed(0)
+    return GridTRM(config, N_TOKENS, N_CELLS)
+
+
+def puzzles_of_train(count: int) -> Puzzles:
+    return draw_puzzles(split_grids().train, count, [6], seed=0)
+
+
+def test_every_supervision_step_is_one_optimizer_step():
+    model, calls = make_model(), []
+    model.core.net.register_forward_hook(lambda *_: calls.append(1))
+    trainer = GridTrainer(model, puzzles_of_train(20), RECIPE)
+    trainer.train()
+    assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {6}
+    assert len(calls) == 6 * 2 * (2 + 1)
+
+
+def test_every_parameter_gets_a_gradient_and_moves():
+    model = make_model()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    GridTrainer(model, puzzles_of_train(20), RECIPE).train()
+    assert [name for name, weight in model.named_parameters() if torch.equal(weight, before[name])] == []
+
+
+def test_a_slot_keeps_its_example_until_it_is_done_then_takes_another():
+    model = make_model(replace(CONFIG, halt_exploration_prob=0.0))
+    trainer, ages, rows = GridTrainer(model, puzzles_of_train(20), RECIPE), [], []
+    for _ in range(4):
+        trainer.step()
+        ages.append(trainer.carry.steps_B.tolist())
+        rows.append(trainer.rows_B.tolist())
+    assert ages == [[1] * 8, [2] * 8, [3] * 8, [1] * 8]  # at the start no head is content: N steps each
+    assert rows[0] == rows[1] == rows[2] != rows[3]
+
+
+def test_a_head_that_is_content_frees_its_slot_at_once():
+    model = make_model(replace(CONFIG, halt_exploration_prob=0.0))
+    with torch.no_grad():
+        model.core.halt_head.bias.fill_(50.0)
+    trainer = GridTrainer(model, puzzles_of_train(20), RECIPE)
+    trainer.step()
+    assert trainer.carry.done_B.all()
+
+
+def test_what_training_hands_back_is_the_average_not_the_raw_weights():
+    model = make_model()
+    trainer = GridTrainer(model, puzzles_of_train(20), RECIPE)
+    exported = trainer.train().state_dict()
+    assert all(torch.equal(each, trainer.average.weights[name]) for name, each in exported.items())
+    assert not torch.equal(exported["out.weight"], model.out.weight)
+
+
+def test_the_same_seed_trains_to_the_same_bits():
+    puzzles = puzzles_of_train(20)
+    first, second = (GridTrainer(make_model(), puzzles, RECIPE).train().state_dict() for _ in range(2))
+    assert all(torch.equal(each, second[name]) for name, each in first.items())
+
+
+def test_without_recursion_there_are_the_same_parameters_and_four_layer_passes():
+    direct, calls = make_model(without_recursion(CONFIG)), []
+    for block in direct.core.net.blocks:
+        block.register_forward_hook(lambda *_: calls.append(1))
+    assert {name: each.shape for name, each in direct.named_parameters()} == {n: p.shape for n, p in make_model().named_parameters()}
+    answer_grids(direct, torch.zeros(1, N_CELLS, dtype=torch.long), steps=1)
+    assert len(calls) == 4
+
+
+def test_the_loss_is_cross_entropy_of_the_cells_and_half_of_the_halting_head_s():
+    logits_BLV = torch.log(torch.tensor([[[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]]]))
+    right = grid_loss(logits_BLV, torch.tensor([0.0]), torch.tensor([[0, 1]]))
+    assert right.item() == pytest.approx((0.6931 + 0.2877) / 2 + 0.5 * 0.6931, abs=1e-3)
+    confident = grid_loss(logits_BLV, torch.tensor([9.0]), torch.tensor([[0, 2]]))  # one cell is wrong, so the row is
+    assert confident.item() == pytest.approx((0.6931 + 2.0794) / 2 + 0.5 * 9.0, abs=1e-3)
+
+
+def test_the_rate_climbs_then_falls_to_its_share():
+    assert [round(rate_at(RECIPE, step) * 1e3, 2) for step in range(6)] == [1.0, 2.0, 2.0, 1.4, 0.8, 0.2]
+
+
+def test_a_row_s_answer_does_not_depend_on_its_neighbours():
+    model, puzzles = make_model(), puzzles_of_train(6)
+    together, alone = answer_grids(model, puzzles.given_NL, steps=3), answer_grids(model, puzzles.given_NL[2:3], steps=3)
+    assert torch.equal(together.tokens_SBL[:, 2], alone.tokens_SBL[:, 0])
+
+
+def test_a_few_puzzles_are_learned_by_heart():
+    puzzles = puzzles_of_train(8)
+    recipe = replace(RECIPE, optimizer_steps=150, learning_rate=3e-3)
+    trained = GridTrainer(make_model(), puzzles, recipe).train()
+    assert is_solved(answer_grids(trained, puzzles.given_NL, steps=3), puzzles.solved_NL)[-1].all()

@@ -1,0 +1,69 @@
+"""Sizes of a TRM: how wide it is, how often it recurs, and what it reads of a language model."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RecursionConfig:
+    """One net of `n_layers` blocks, called again and again. n, T and N are the paper's letters (arXiv 2510.04871)."""
+
+    width: int
+    n_heads: int
+    n_layers: int
+    n_latent_steps: int  # n: updates of z before one of y
+    n_deep_recursions: int  # T: latent recursions of a supervision step, of which the last one has a gradient
+    n_supervision_steps: int  # N: at most so many supervision steps an example, in training
+    halt_exploration_prob: float  # share of the examples that may not halt before a random number of steps
+    residual_init_scale: float | Literal["auto"]  # of the projections that are added to the residual stream, at the start
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.n_heads):
+            raise ValueError(f"width: wanted a multiple of {2 * self.n_heads} ({self.n_heads} heads of even size), got {self.width}")
+        for name in ("n_layers", "n_latent_steps", "n_deep_recursions", "n_supervision_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
+
+    @property
+    def residual_scale(self) -> float:
+        """auto: each of a latent recursion's 2 n_layers (n + 1) additions to the stream gets an equal share of its variance."""
+        if self.residual_init_scale == "auto":
+            return (2 * self.n_layers * (self.n_latent_steps + 1)) ** -0.5
+        return self.residual_init_scale
+
+
+@dataclass(frozen=True)
+class HiddenStateConfig:
+    """A TRM on a language model's hidden states."""
+
+    hidden_size: int  # D, the language model's
+    num_latents: int  # M, into which a span of any length is compressed
+    recursion: RecursionConfig
+
+
+PAPER = RecursionConfig(
+    width=512,
+    n_heads=8,
+    n_layers=2,
+    n_latent_steps=6,
+    n_deep_recursions=3,
+    n_supervision_steps=16,
+    halt_exploration_prob=0.1,
+    residual_init_scale="auto",
+)
+
+
+def depth_of_a_step(config: RecursionConfig) -> int:
+    """Layers that a supervision step passes through: T (n + 1) n_layers."""
+    return config.n_deep_recursions * (config.n_latent_steps + 1) * config.n_layers
+
+
+def effective_depth(config: RecursionConfig) -> int:
+    """Layers that an example passes through at most: 672 with the paper's sizes."""
+    return depth_of_a_step(config) * config.n_supervision_steps
+
+
+def training_cost_of_a_step(config: RecursionConfig) -> int:
+    """Layer passes of one optimizer step: a forward counts 1, and its backward, which only the last deep recursion has, 2."""
+    with_gradient = (config.n_latent_steps + 1) * config.n_layers
+    return depth_of_a_step(config) + 2 * with_gradient

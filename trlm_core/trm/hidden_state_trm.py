@@ -1,0 +1,71 @@
+"""A TRM on a language model's hidden states: from the states of a prompt to the latents of a thought about it.
+
+B batch, L positions of the prompt, D the language model's width, M latents, d the TRM's width, S supervision steps.
+"""
+# ruff: noqa: N815 - tensor names carry their shape
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trlm_core.trm.compressor import LatentAttentionCompressor
+from trlm_core.trm.config import HiddenStateConfig
+from trlm_core.trm.latent_norm import LatentNorm
+from trlm_core.trm.recursion import RecursiveReasoningBase
+
+
+@dataclass(frozen=True)
+class ThoughtOutput:
+    v_BMd: Tensor  # standardised latents of the thought
+    steps_B: Tensor  # that the row used
+    q_logits_BS: Tensor  # after each step until the last row halted; of a row that has halted before, its last
+
+
+class HiddenStateTRM(nn.Module):
+    """Parameters are float32; hidden states come in whatever the language model computes in."""
+
+    def __init__(self, config: HiddenStateConfig) -> None:
+        super().__init__()
+        width = config.recursion.width
+        self.compressor = LatentAttentionCompressor(config)
+        self.norm = LatentNorm(config.num_latents, width)
+        self.slots_Md = nn.Parameter(torch.randn(config.num_latents, width))
+        self.core = RecursiveReasoningBase(config.recursion)
+        self.head = nn.Linear(width, width)
+        nn.init.eye_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def read(self, h_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """[B, M, d]: the prompt as the recursion sees it. Standardising takes away what tells slots apart, so they are added back."""
+        return 2**-0.5 * (self.norm.standardise_pre(self.compressor(h_BLD, mask_BL)) + self.slots_Md)
+
+    def init_state(self, x_BMd: Tensor) -> tuple[Tensor, Tensor]:
+        return self.core.init_state(x_BMd)
+
+    def step(self, x_BMd: Tensor, y_BMd: Tensor, z_BMd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.core.step(x_BMd, y_BMd, z_BMd)
+
+    def forward(self, h_BLD: Tensor, mask_BL: Tensor, steps: int, halting: bool) -> ThoughtOutput:
+        """Thinks for so many steps, or where halting, each row until its own head is content.
+
+        Only step number `steps` has a gradient: a row that halts before it has none.
+        """
+        if steps < 1:
+            raise ValueError(f"steps: wanted at least 1, got {steps}")
+        x_BMd = self.read(h_BLD, mask_BL)
+        y_BMd, z_BMd = self.core.init_state(x_BMd)
+        running_B = torch.ones(len(x_BMd), dtype=torch.bool, device=x_BMd.device)
+        steps_B, q_logits = torch.zeros_like(running_B, dtype=torch.long), []
+        for step in range(steps):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and step == steps - 1):
+                new_y_BMd, new_z_BMd, new_q_B = self.core.step(x_BMd, y_BMd, z_BMd)
+            running_B11 = running_B[:, None, None]
+            y_BMd, z_BMd = torch.where(running_B11, new_y_BMd, y_BMd), torch.where(running_B11, new_z_BMd, z_BMd)
+            q_logits.append(torch.where(running_B, new_q_B, q_logits[-1]) if q_logits else new_q_B)
+            steps_B = steps_B + running_B
+            if halting:
+                running_B = running_B & (q_logits[-1] <= 0)
+            if not running_B.any():
+                break
+        return ThoughtOutput(self.head(y_BMd), steps_B, torch.stack(q_logits, dim=1))
