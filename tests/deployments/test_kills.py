@@ -51,11 +51,16 @@ class Trial:
         done, under_way = MOMENTS[moment]
 
         def reached() -> bool:
-            begun = moment not in TRAINING or bool(list(self.store.glob(f"{under_way}/*/history.jsonl")))
+            begun = moment not in TRAINING or self.has_made_steps(under_way)
             return begun and bool(list(self.store.glob(f"{done}/*/manifest.json")))
 
         self.until(reached, 300, moment)
         assert not list(self.store.glob(f"{under_way}/*/manifest.json")), f"{moment}: it was over before it was seen"
+
+    def has_made_steps(self, place: str) -> bool:
+        fingerprints = [folder.name.split("-")[1] for folder in self.store.glob(f"{place}/*")]
+        histories = [path for short in fingerprints for path in self.store.glob(f".unfinished/{short}*/history.jsonl")]
+        return any(path.stat().st_size for path in histories)
 
     def end_of(self, flow_run: str) -> str:
         """Type of its final state; on the way there are never two trainers at once."""

@@ -25,7 +25,7 @@ def long_training(site: Any, tiny: dict[str, Any], tmp_path: Path, until: Callab
     """A pipeline and the training that it started elsewhere, which has made steps; on a store of its own."""
     where = {"store": str(tmp_path / "store")}
     flow_run = site.start("trlm/full-pipeline", recipe={**tiny, "settings": LONG}, where=where)
-    history = lambda: list((tmp_path / "store").glob("checkpoints/*/stage1_sft/*/history.jsonl"))  # noqa: E731
+    history = lambda: list((tmp_path / "store").glob(".unfinished/*/history.jsonl"))  # noqa: E731
     until(lambda: history() and len(history()[0].read_text().splitlines()) > 5, 240, "stage 1 has made steps")
     (training,) = site.children(flow_run, "train")
     return flow_run, training["id"]
