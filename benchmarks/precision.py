@@ -19,16 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from training_job import job_in
 from transformers import TrainerCallback
 
-from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.load import load_recipe
 from trlm_core.recipes.schema import DPOTraining
 from trlm_core.training.dpo import StepDPOTrainer
-from trlm_core.training.job import TrainingJob
 from trlm_core.training.reference import write_reference
 from trlm_core.training.step_trainer import StepTrainer
-from trlm_core.training.watch import ProcessAddress
 from trlm_core.training.worker import make_trainer
 
 RATES = (1e-5, 3e-4)  # stage 3's, and stages 1 and 2's
@@ -77,26 +75,6 @@ def stage3(asked: Asked, precision: str, rate: float) -> DPOTraining:
     return DPOTraining(**{**training.model_dump(), **changes})
 
 
-def job_of(asked: Asked, training: DPOTraining, dataset: Path, folder: Path) -> TrainingJob:
-    for name in ("output", "workspace"):
-        (folder / name).mkdir(parents=True)
-    return TrainingJob(
-        training=training,
-        execution=Execution(device="cpu", save_seconds=1e9),
-        reported_execution=None,
-        dataset=dataset,
-        parent=asked.checkpoint,
-        reference=None,
-        asks_for="checkpoint",
-        output=folder / "output",
-        workspace=folder / "workspace",
-        progress=folder / "progress.json",
-        error_files=folder,
-        run=None,
-        launched_by=ProcessAddress.here(),
-    )
-
-
 def first_pairs(asked: Asked, folder: Path) -> Path:
     """A stage dataset of as many pairs as the steps take."""
     import pyarrow as pa
@@ -117,7 +95,7 @@ def first_pairs(asked: Asked, folder: Path) -> Path:
 
 def reference_of(asked: Asked, precision: str, dataset: Path, folder: Path) -> Path:
     """The start's log-probs in this precision, as they are when the stage is trained in it."""
-    trainer = make_trainer(job_of(asked, stage3(asked, precision, RATES[0]), dataset, folder))
+    trainer = make_trainer(job_in(folder, stage3(asked, precision, RATES[0]), dataset=dataset, parent=asked.checkpoint))
     assert isinstance(trainer, StepDPOTrainer)
     chosen, rejected = trainer.reference_log_probs(lambda done, total: None)
     write_reference(folder, chosen, rejected)
@@ -125,7 +103,7 @@ def reference_of(asked: Asked, precision: str, dataset: Path, folder: Path) -> P
 
 
 def result_of(asked: Asked, training: DPOTraining, dataset: Path, reference: Path, folder: Path) -> Result:
-    job = job_of(asked, training, dataset, folder).model_copy(update={"reference": reference})
+    job = job_in(folder, training, dataset=dataset, parent=asked.checkpoint).model_copy(update={"reference": reference})
     trainer = make_trainer(job)
     moved = Moved(trainer)
     trainer.add_callback(moved)

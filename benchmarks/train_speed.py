@@ -96,36 +96,19 @@ def stage2(asked: Asked) -> "SFTTraining":
 def our_trainer(asked: Asked, folder: Path) -> "Trainer":
     """As the process that `trlm train` starts makes it."""
     import pyarrow as pa
+    from training_job import job_in
 
     from trlm_core.data.shards import write_shards
     from trlm_core.data.stage_dataset import SFT_SCHEMA
-    from trlm_core.recipes.execution import Execution
     from trlm_core.text.tokenizer import load_tokenizer
-    from trlm_core.training.job import TrainingJob
-    from trlm_core.training.watch import ProcessAddress
     from trlm_core.training.worker import make_trainer
 
-    for name in ("dataset", "output", "workspace"):
-        (folder / name).mkdir()
+    (folder / "dataset").mkdir()
     about = {"source": "generated", "fault": None, "origin": "generated"}
     rows = [{**labelled(ids), **about} for ids in sequences(asked)]
     write_shards(folder / "dataset", "train", pa.Table.from_pylist(rows, schema=SFT_SCHEMA))
     load_tokenizer(Path(asked.checkpoint)).save_pretrained(folder / "dataset" / "tokenizer")
-    job = TrainingJob(
-        training=stage2(asked),
-        execution=Execution(device="cpu", save_seconds=1e9),
-        reported_execution=None,
-        dataset=folder / "dataset",
-        parent=Path(asked.checkpoint),
-        reference=None,
-        asks_for="checkpoint",
-        output=folder / "output",
-        workspace=folder / "workspace",
-        progress=folder / "progress.json",
-        error_files=folder,
-        run=None,
-        launched_by=ProcessAddress.here(),
-    )
+    job = job_in(folder, stage2(asked), dataset=folder / "dataset", parent=Path(asked.checkpoint))
     return make_trainer(job)
 
 

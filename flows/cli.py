@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from flows.printed import print_blend, print_outcome, print_plan, print_training
 from flows.run_server import run_server
 from trlm_core.artifacts.errors import StoreConnectionError
 from trlm_core.artifacts.full_disk import is_full_disk, told
@@ -34,6 +35,8 @@ app.add_typer(recipe_app, name="recipe")
 app.add_typer(store_app, name="store")
 
 Name = Annotated[str, typer.Argument(help="A recipe's name, or the path of its YAML file.")]
+StageOf = Annotated[str, typer.Argument(help="stage1_sft, stage2_sft_think or stage3_dpo.")]
+AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
 Variant = Annotated[str | None, typer.Option(help="Overlay of the recipe: report, reference or improved.")]
 Budget = Annotated[str | None, typer.Option(help="Overlay of the recipe: a larger budget.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated.")]
@@ -57,26 +60,26 @@ def run(
     device: Device = "auto",
     tokens_per_micro_batch: TokensPerMicroBatch = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and the plan, then stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a recipe from its sources to its report."""
     with _clear_errors():
         recipe = load_recipe(name, variant=variant, budget=budget, settings=settings or [])
         execution = Execution.model_validate({"device": device, "tokens_per_micro_batch": tokens_per_micro_batch})
         if dry_run:
-            return _print_plan(recipe)
+            return print_plan(recipe)
         opened = Store.open(store)
         choice = {"name": name, "variant": variant, "budget": budget, "settings": tuple(settings or ())}
         where = {"store": opened.address, "tracking_uri": tracking_uri, "execution": execution}
         _run_pipeline(recipe, opened, choice, where)
-    _print_outcome(opened, recipe, tracking_uri, as_json)
+    print_outcome(opened, recipe, tracking_uri, as_json)
     return None
 
 
 @app.command()
 def blend(
     name: Name,
-    stage: Annotated[str, typer.Argument(help="stage1_sft, stage2_sft_think or stage3_dpo.")],
+    stage: StageOf,
     variant: Variant = None,
     budget: Budget = None,
     settings: Settings = None,
@@ -89,7 +92,7 @@ def blend(
     ] = "threads",
     store: StoreAddress = "runs",
     tracking_uri: TrackingAddress = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Build one stage's blend and stage dataset from their sources."""
     with _clear_errors():
@@ -103,13 +106,13 @@ def blend(
         else:
             typer.echo("Cached: the sources give what is there already; no row was read")
         published = _published(opened, kept, publish, ran) if publish else None
-    _print_blend(opened, kept, published, as_json)
+    print_blend(opened, kept, published, as_json)
 
 
 @app.command()
 def train(
     name: Name,
-    stage: Annotated[str, typer.Argument(help="stage1_sft, stage2_sft_think or stage3_dpo.")],
+    stage: StageOf,
     variant: Variant = None,
     budget: Budget = None,
     settings: Settings = None,
@@ -127,7 +130,7 @@ def train(
     save_steps: Annotated[
         int | None, typer.Option(help="Steps from one save to the next; by default the report's, or by time alone.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train one stage from its finished stage dataset and its parent checkpoint."""
     with _clear_errors():
@@ -138,7 +141,7 @@ def train(
         how = {"device": device, "tokens_per_micro_batch": tokens_per_micro_batch, "processes": processes, "save_steps": save_steps}
         where = {"store": opened.address, "tracking_uri": tracking_uri, "execution": Execution.model_validate(how)}
         published = _run_training(stage, choice, where, {"repo": publish, "when": publish_when} if publish else None)
-    _print_training(opened, recipe, stage, published, as_json)
+    print_training(opened, recipe, stage, published, as_json)
 
 
 @recipe_app.command("lock")
@@ -374,29 +377,6 @@ def _published(store: Store, blended: Manifest | None, repo: str, ran: bool) -> 
     return publication.url
 
 
-def _print_blend(store: Store, blended: Manifest | None, published: str | None, as_json: bool) -> None:
-    assert blended is not None
-    typer.echo(f"\nblend        {store.location(blended)}\nrows         {blended.counts['rows']:,}")
-    typer.echo(f"card         {store.location(blended)}/README.md")
-    if published:
-        typer.echo(f"published    {published}")
-    if as_json:
-        line = {"address": blended.address, "fingerprint": blended.fingerprint, "counts": blended.counts, "published": published}
-        typer.echo(json.dumps(line))
-
-
-def _print_training(store: Store, recipe: Recipe, stage: str, published: str | None, as_json: bool) -> None:
-    from trlm_core.lineage import Lineage, finished
-
-    checkpoint = finished(store, Lineage(recipe).checkpoint(recipe.stage(stage)))
-    typer.echo(f"\ncheckpoint   {store.location(checkpoint)}\ntrained      {checkpoint.counts_line}")
-    if published:
-        typer.echo(f"published    {published}")
-    if as_json:
-        line = {"address": checkpoint.address, "fingerprint": checkpoint.fingerprint, "counts": checkpoint.counts, "published": published}
-        typer.echo(json.dumps(line))
-
-
 def _set_up_environment() -> None:
     """Before torch and Prefect are imported. What the user has set himself stays."""
     for variable, value in HUGE_PAGES.items():
@@ -405,52 +385,6 @@ def _set_up_environment() -> None:
     # The core logs what it reuses, what it builds and why: to the terminal, and with Prefect's logs to the UI.
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "trlm_core")
     logging.getLogger("trlm_core").setLevel(logging.INFO)
-
-
-def _print_plan(recipe: Recipe) -> None:
-    import yaml
-
-    from trlm_core.plan import make_plan
-
-    plan = make_plan(recipe)
-    typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120))
-    typer.echo(f"{'stage':<20}{'rows':>10}{'tokens':>14}{'steps':>8}")
-    for stage in plan.stages:
-        typer.echo(f"{stage.stage:<20}{stage.rows:>10,}{stage.tokens:>14,}{stage.steps:>8,}")
-    typer.echo(f"evaluation: at most {plan.generated_tokens:,} generated tokens")
-    typer.echo(f"estimated: {plan.minutes:.0f} minutes on this machine, {plan.disk_gib} GiB of disk, {plan.memory_gib} GiB of memory")
-
-
-def _print_outcome(store: Store, recipe: Recipe, tracking_uri: str | None, as_json: bool) -> None:
-    from tasks.place import database_in
-    from trlm_core.lineage import finished, run_results
-    from trlm_core.reports.page import report_spec
-
-    results = run_results(store, recipe)
-    report = finished(store, report_spec(results))
-    page = store.folder(report) / "report.html"
-    checkpoints = {stage.stage.name: store.location(stage.checkpoint) for stage in results.stages}
-    typer.echo(f"\nreport       {page}")
-    for name, folder in checkpoints.items():
-        typer.echo(f"checkpoint   {name}: {folder}")
-    typer.echo(f"MLflow       {_page_of_mlflow(tracking_uri or database_in(store))}")
-    typer.echo(
-        f"Prefect      {os.environ.get('PREFECT_API_URL') or 'prefect server start                    (then http://127.0.0.1:4200)'}"
-    )
-    typer.echo(f"goals        {report.counts['goals_reached']} of {report.counts['goals']} reached")
-    if as_json:
-        line = {
-            "store": store.address,
-            "report": str(page),
-            "checkpoints": checkpoints,
-            "fingerprints": {stage.stage.name: stage.checkpoint.fingerprint for stage in results.stages} | {"report": report.fingerprint},
-            "evaluation": {subject: manifest.counts for subject, manifest in results.replies.items()},
-        }
-        typer.echo(json.dumps(line))
-
-
-def _page_of_mlflow(uri: str) -> str:
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}    (then http://127.0.0.1:5000)"
 
 
 class _clear_errors:  # noqa: N801

@@ -19,6 +19,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from flows.health import answers
+from trlm_core.artifacts.aside import write_aside
 from trlm_core.training.watch import ProcessAddress
 
 START_SECONDS = 180  # a first start creates the databases
@@ -181,9 +182,7 @@ def _run(
 
 
 def _write(home: Path, services: dict[str, Service]) -> None:
-    aside = home / "services.tmp"
-    aside.write_text(json.dumps(SERVICES.dump_python(services, mode="json"), indent=1))
-    aside.replace(home / SERVICES_NAME)
+    write_aside(home / SERVICES_NAME, json.dumps(SERVICES.dump_python(services, mode="json"), indent=1))
 
 
 def _taken(port: int) -> bool:

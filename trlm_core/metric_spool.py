@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trlm_core.artifacts.aside import write_aside
 from trlm_core.artifacts.errors import first_line
 from trlm_core.artifacts.shelf import sync
 from trlm_core.tracking import METRICS_IN_A_BATCH, Point, RunAddress, import_client, is_outage, send_points, send_text
@@ -92,7 +93,7 @@ def deliver_or_keep(path: Path, run: RunAddress, seconds: float, folder: Path) -
         return
     kept = folder / f"{run.run_id}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    _write_aside(_record(kept), Sent(run=run, bytes=sent_bytes(path, run)).model_dump_json())
+    write_aside(_record(kept), Sent(run=run, bytes=sent_bytes(path, run)).model_dump_json())
     shutil.copy(path, kept)  # not moved: a stage that is not finished after all goes on in its own, and what both send is the same
     logger.warning("%s: MLflow is still away; the next pipeline on this store delivers these metrics", kept)
 
@@ -173,7 +174,7 @@ class Courier:
             send_text(self._run, parcel.text, parcel.file)
         else:
             send_points(self._run, parcel.points)
-        _write_aside(_record(self._path), Sent(run=self._run, bytes=parcel.end).model_dump_json())
+        write_aside(_record(self._path), Sent(run=self._run, bytes=parcel.end).model_dump_json())
         return True
 
     def _tell(self, failures: int, error: Exception) -> None:
@@ -231,12 +232,6 @@ def sent_bytes(path: Path, run: RunAddress) -> int:
 
 def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.sent")
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text)
-    aside.replace(path)
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:

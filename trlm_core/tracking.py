@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trlm_core.artifacts.aside import write_aside
 from trlm_core.artifacts.errors import first_line
 from trlm_core.artifacts.full_disk import is_full_disk
 from trlm_core.artifacts.lease import FileLease, tried
@@ -162,7 +163,7 @@ def _begun(
         known = tracker.take_up(memory, tags=tags, parent=parent) if free else None
         run = known or tracker.start(name, params=params, tags=tags, parent=parent)
         if free:
-            _remember(memory, run)
+            write_aside(memory, run.model_dump_json())
         yield run
 
 
@@ -171,12 +172,6 @@ def _remembered(memory: Path) -> RunAddress | None:
         return RunAddress.model_validate_json(memory.read_text())
     except (FileNotFoundError, ValidationError):  # the machine stopped before it was on the disk
         return None
-
-
-def _remember(memory: Path, run: RunAddress) -> None:
-    aside = memory.with_suffix(".tmp")
-    aside.write_text(run.model_dump_json())
-    aside.replace(memory)
 
 
 def finish(run: RunAddress, status: str) -> None:

@@ -11,6 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from trlm_core.artifacts.aside import write_aside
+
 HISTORY = "history.jsonl"
 
 
@@ -43,10 +45,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drop the lines of later steps. The file is the old one or the new one, whatever happens meanwhile."""
-    aside = path.with_name(f"{path.name}.aside")
-    aside.write_text("".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step))
-    aside.replace(path)
+    """Drop the lines of later steps."""
+    write_aside(path, "".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step))
 
 
 def history_counts(history: list[dict[str, Any]]) -> dict[str, int]:

@@ -10,6 +10,8 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from trlm_core.artifacts.aside import write_aside
+
 CHECK_SECONDS = 0.5
 
 
@@ -63,9 +65,7 @@ def end_with(parent: ProcessAddress) -> None:
 
 
 def write_progress(path: Path, progress: Progress) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(progress.model_dump_json())
-    aside.replace(path)
+    write_aside(path, progress.model_dump_json())
 
 
 def changed(path: Path) -> int | None:

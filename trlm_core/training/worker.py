@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import shutil
 import signal
 import sys
 import time
@@ -18,6 +17,7 @@ import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trlm_core.artifacts.aside import write_aside
 from trlm_core.data.shards import shard_paths
 from trlm_core.metric_spool import MetricSpool
 from trlm_core.recipes.schema import DPOTraining, SFTTraining, Training
@@ -41,14 +41,13 @@ from trlm_core.training.step_trainer import StepTrainer
 from trlm_core.training.trl_config import dpo_config, sft_config
 from trlm_core.training.watch import Progress, end_with, write_progress
 
-STEP_LINES = (HISTORY, SAMPLES, SKIPPED)  # of the workspace
 SECONDS_TO_DELIVER = 20.0
 STOPPED = 143  # as of a process that SIGTERM ended
 
 
 def train(job: TrainingJob, stop: "StopSignal") -> None:
     """Train the job's checkpoint from its newest good save, or from the start, and write it. Raises what the trainer raises."""
-    trainer = make_trainer(job)
+    trainer, tokenizer = make_trainer(job), load_tokenizer(job.dataset / "tokenizer")
     found = newest_good(trainer.saver.saves)
     if trainer.is_world_process_zero():
         _rewind(job.workspace, trainer.saver.saves, found)
@@ -59,7 +58,6 @@ def train(job: TrainingJob, stop: "StopSignal") -> None:
         if spool is not None:
             trainer.add_callback(StepLog(job.workspace, job.progress, spool))
             trainer.heartbeat = job.progress.touch
-            tokenizer = load_tokenizer(job.dataset / "tokenizer")
             trainer.add_callback(Samples(job.workspace, tokenizer, spool, job.execution.sample_steps))
         stop.tell(trainer)
         try:
@@ -74,17 +72,16 @@ def train(job: TrainingJob, stop: "StopSignal") -> None:
             raise StoppedError(f"stopped after its last step, {trainer.state.global_step}, as it was asked to")
     if trainer.is_world_process_zero():
         assert isinstance(trainer.model, PreTrainedModel)
-        save_checkpoint(trainer.model, load_tokenizer(job.dataset / "tokenizer"), job.output)
+        save_checkpoint(trainer.model, tokenizer, job.output)
 
 
 def _rewind(workspace: Path, saves: Path, found: tuple[Path, Save] | None) -> None:
     """What lies there is as it was when the save was made; without one, there is nothing."""
-    discard_after(saves, found[1].step if found else 0)
-    if found is not None:
-        shutil.copy(found[0] / HISTORY, workspace / f"{HISTORY}.saved")
-        (workspace / f"{HISTORY}.saved").replace(workspace / HISTORY)
-    for name in STEP_LINES:
-        rewind(workspace / name, found[1].step if found else 0)
+    step = found[1].step if found else 0
+    discard_after(saves, step)
+    write_aside(workspace / HISTORY, (found[0] / HISTORY).read_text() if found else "")
+    for name in (SAMPLES, SKIPPED):
+        rewind(workspace / name, step)
 
 
 def compute_reference(job: TrainingJob) -> None:
