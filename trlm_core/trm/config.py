@@ -41,6 +41,36 @@ class HiddenStateConfig:
     recursion: RecursionConfig
 
 
+@dataclass(frozen=True)
+class LoraConfig:
+    """Adapters on the language model's attention, for phase 2b. Names are peft's."""
+
+    r: int
+    lora_alpha: int
+    target_modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LatentThoughtConfig:
+    """A language model that thinks in latents: what its thinker is, and where the thoughts go."""
+
+    base_model_name_or_path: str
+    base_revision: str | None  # of a Hub's repository; None: a folder
+    states: HiddenStateConfig
+    hidden_layer: int  # whose states are read: -1, after the final norm
+    insertion: Literal["append", "slide"]  # slide: where the context is full, a thought replaces the oldest part of its prompt
+    sink_tokens: int  # the first positions, that slide never drops
+    eval_steps: int  # supervision steps of a thought, where nobody says otherwise
+    eval_halting: bool
+    lora: LoraConfig | None
+
+    def __post_init__(self) -> None:
+        if self.eval_steps < 1:
+            raise ValueError(f"eval_steps: wanted at least 1, got {self.eval_steps}")
+        if self.insertion not in ("append", "slide"):
+            raise ValueError(f"insertion: wanted append or slide, got {self.insertion}")
+
+
 PAPER = RecursionConfig(
     width=512,
     n_heads=8,
