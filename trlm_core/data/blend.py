@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from trlm_core.artifacts.fingerprint import Fingerprinted
+from trlm_core.artifacts.known_hashes import new_sha256
 from trlm_core.artifacts.manifest import Manifest
+from trlm_core.artifacts.shelf import sync
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.card import Made, dataset_card
 from trlm_core.data.checks import Check, run_checks
@@ -21,13 +23,15 @@ from trlm_core.data.duplicates import Seen
 from trlm_core.data.lengths import Lengths
 from trlm_core.data.memory import use_tight_pool
 from trlm_core.data.rows import Row, schema_of
-from trlm_core.data.shards import Format, Shard, closing_rows, has_shards, iter_shards, shard_paths, shards_of
-from trlm_core.data.shuffle import Dealt, Shuffle
+from trlm_core.data.shards import Format, Shard, closing_rows, count_rows, has_shards, iter_shards, shard_paths, shards_of
+from trlm_core.data.shuffle import Shuffle
 from trlm_core.data.split import seed_of
 from trlm_core.data.taken import Origin, read_origin
+from trlm_core.data.texts import Ordered, Texts, lifted_schema
 from trlm_core.recipes.schema import Recipe, Source, Stage, TakenSource
 from trlm_core.text.tokenizer_files import tokenizer_folder
 
+SPLITS = ("train", "held_out")
 CHECKS, ORIGINS = "checks.json", "origins.json"
 THREADS = 3  # two shards are written while the sample's tokens are counted
 ELSEWHERE = "duplicate_of_another_source"
@@ -46,23 +50,31 @@ class Portion:
     train: int  # rows
     kept: np.ndarray | None = None  # of its own rows and the spare ones, where duplicates of other sources are out; None: its own rows
 
-    def batches(self, split: str) -> Iterator[pa.RecordBatch]:
+    def batches(self, split: str, texts: Texts) -> Iterator[pa.RecordBatch]:
+        """Without their texts."""
         if not has_shards(self.folder, split):
             return  # a taken source has no such rows
         if split == "held_out" or self.kept is None:
-            yield from iter_shards(self.folder, split)
+            yield from _lifted(texts, self.folder, split)
             return
         start = 0
-        for batch in itertools.chain.from_iterable(iter_shards(self.folder, file) for file in own_files(self.folder)):
+        for batch in itertools.chain.from_iterable(_lifted(texts, self.folder, file) for file in own_files(self.folder)):
             yield batch.filter(pa.array(self.kept[start : start + batch.num_rows]))
             start += batch.num_rows
 
     def rows(self, split: str) -> int:
-        return self.train if split == "train" else sum(batch.num_rows for batch in self.batches(split))
+        if split == "train":
+            return self.train
+        return count_rows(self.folder, split) if has_shards(self.folder, split) else 0
 
     @property
     def bytes(self) -> int:
         return sum(Path(path).stat().st_size for path in shard_paths(self.folder, "train"))
+
+
+def _lifted(texts: Texts, folder: Path, split: str) -> Iterator[pa.RecordBatch]:
+    for path in shard_paths(folder, split):
+        yield from texts.lifted(Path(path))
 
 
 def own_files(folder: Path) -> list[str]:
@@ -88,9 +100,9 @@ def assemble(store: Store, recipe: Recipe, stage: Stage, sources: Sequence[Manif
             raise BlendError(f"{stage.name}: wanted rows, got none of {', '.join(portion.name for portion in portions)}")
         kind = _format(stage, portions)
         lengths = Lengths(stage, tokenizer_folder(store, base))
-        written = {split: _write(folder, split, stage, portions, kind, lengths) for split in ("train", "held_out")}
+        written = {split: _write(folder, split, stage, portions, kind, lengths) for split in SPLITS}
         rows = {portion.name: portion.train for portion in portions}
-        checks = run_checks(folder, stage, rows, near=folder) + lengths.checks(rows)
+        checks = _checked(folder, stage, rows) + lengths.checks(rows)
         _require(checks)
         counts = {source.name: _counted(source.counts, rows[source.name], twice[source.name]) for source in sources}
         origins = {portion.name: read_origin(portion.folder) for portion in portions}
@@ -163,27 +175,45 @@ def _write(folder: Path, split: str, stage: Stage, portions: Sequence[Portion], 
     schema, rows = schema_of(stage), sum(portion.rows(split) for portion in portions)
     size = sum(portion.bytes for portion in portions)
     shuffle = Shuffle(rows, seed_of(stage.blend.seed, split), size)
-    batches = (batch.select(schema.names) for batch in _batches(portions, split, lengths))
-    with shuffle.dealt(batches, schema, folder) as dealt, ThreadPoolExecutor(THREADS) as threads:
-        under_way = [threads.submit(lengths.sample, dealt)] if split == "train" else []
-        under_way += [threads.submit(_write_shard, shard, schema, dealt) for shard in shards_of(folder, split, rows, kind, size)]
-        for each in under_way:
-            each.result()
+    with Texts.opened() as texts:
+        lifted = lifted_schema(schema)
+        batches = (batch.select(lifted.names) for batch in _batches(portions, split, texts, lengths))
+        with shuffle.dealt(batches, lifted, folder) as dealt, ThreadPoolExecutor(THREADS) as threads:
+            ordered = Ordered(dealt, texts, schema)
+            under_way = [threads.submit(lengths.sample, ordered)] if split == "train" else []
+            under_way += [threads.submit(_write_shard, shard, schema, ordered) for shard in shards_of(folder, split, rows, kind, size)]
+            for each in under_way:
+                each.result()
     return rows
 
 
-def _batches(portions: Sequence[Portion], split: str, lengths: Lengths) -> Iterator[pa.RecordBatch]:
+def _batches(portions: Sequence[Portion], split: str, texts: Texts, lengths: Lengths) -> Iterator[pa.RecordBatch]:
     for portion in portions:
-        for batch in portion.batches(split):
+        for batch in portion.batches(split, texts):
             if split == "train":
                 lengths.note(portion.name, batch)
             yield batch
 
 
-def _write_shard(shard: Shard, schema: pa.Schema, dealt: Dealt) -> None:
+def _write_shard(shard: Shard, schema: pa.Schema, ordered: Ordered) -> None:
     with closing_rows(shard.writer(schema)) as writer:
-        for table in dealt.tables(shard.first, shard.last):
+        for table in ordered.tables(shard.first, shard.last):
             writer.write(table)
+
+
+def _checked(folder: Path, stage: Stage, rows: Mapping[str, int]) -> list[Check]:
+    """The checks of the shards, which are hashed and brought to the disk meanwhile: whoever finishes the blend finds both done."""
+    with ThreadPoolExecutor(1) as beside:
+        settled = beside.submit(_settle, [Path(path) for split in SPLITS for path in shard_paths(folder, split)])
+        checks = run_checks(folder, stage, rows, near=folder)
+        settled.result()
+    return checks
+
+
+def _settle(files: Sequence[Path]) -> None:
+    for file in files:
+        new_sha256(file)
+        sync(file)
 
 
 def _patterns(written: dict[str, int], kind: Format) -> dict[str, str]:

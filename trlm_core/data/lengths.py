@@ -16,7 +16,7 @@ from trlm_core.data.checks import Check
 from trlm_core.data.filters import token_counts
 from trlm_core.data.normalize import place_of
 from trlm_core.data.rows import schema_of
-from trlm_core.data.shuffle import Dealt
+from trlm_core.data.shuffle import InOrder
 from trlm_core.data.taken import TOKENS
 from trlm_core.recipes.schema import Stage, TakenSource
 from trlm_core.text.token_counts import token_counter
@@ -41,11 +41,11 @@ class Lengths:
         else:
             self._sampled = True
 
-    def sample(self, dealt: Dealt) -> None:
+    def sample(self, rows: InOrder) -> None:
         """Count the first rows of the new order, where the rows have not been counted."""
         if self._sampled:
             self._counts = defaultdict(list)
-            for source, tokens in self._counted(dealt):
+            for source, tokens in self._counted(rows):
                 self._counts[source].append(tokens)
 
     def checks(self, rows: Mapping[str, int]) -> list[Check]:
@@ -58,10 +58,10 @@ class Lengths:
         told = {f"tokens of a row, {of}": _quantiles(every), **{f"tokens of {name}{side}": self._total(name, rows[name]) for name in rows}}
         return [Check(name=name, wanted=None, got=got) for name, got in told.items()]
 
-    def _counted(self, dealt: Dealt) -> Iterator[tuple[str, int]]:
+    def _counted(self, rows: InOrder) -> Iterator[tuple[str, int]]:
         names = {place_of(source): source.name for source in self._stage.blend.sources if isinstance(source, TakenSource)}
         count = token_counter(self._tokenizer)
-        for batch in itertools.chain.from_iterable(table.to_batches(COUNTED_AT_ONCE) for table in dealt.tables(0, SAMPLED_ROWS)):
+        for batch in itertools.chain.from_iterable(table.to_batches(COUNTED_AT_ONCE) for table in rows.tables(0, SAMPLED_ROWS)):
             read = batch.to_pylist()
             for row, tokens in zip(read, token_counts(read, count), strict=True):
                 place = row["_source_dataset"], row["_source_subset"], row["_source_split"]

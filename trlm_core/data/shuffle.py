@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,14 @@ DEAL_BYTES = 4 << 20  # of rows that are dealt at once, at least
 PIECE_BYTES = 16 << 10  # that a bucket gets at once, at least, on average
 DEALERS = 2
 PLACE = "_place"
+
+
+class InOrder(Protocol):
+    """Rows in their new order."""
+
+    def tables(self, first: int, last: int) -> Iterator[pa.Table]:
+        """From place `first` up to `last`, a bucket at a time; by as many threads as like."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,6 @@ class Dealt:
     pieces: list[list[tuple[int, int]]]  # of each bucket: offset, bytes
 
     def tables(self, first: int, last: int) -> Iterator[pa.Table]:
-        """The rows from place `first` up to `last` in their new order, a bucket at a time; by as many threads as like."""
         for bucket in range(first // self.bucket_rows, -(-min(last, self.rows) // self.bucket_rows)):
             start = max(0, first - bucket * self.bucket_rows)
             yield self._sorted(bucket).slice(start, last - bucket * self.bucket_rows - start)

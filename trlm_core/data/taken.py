@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trlm_core.data.errors import SourceError
 from trlm_core.data.filters import Judged
-from trlm_core.data.hub import SplitFiles, Terms, terms_of
+from trlm_core.data.hub import SplitFiles, Terms, resolver, terms_of
 from trlm_core.data.normalize import Layout, TakenFrom, layout_of, normalized
 from trlm_core.data.reading import read_picks
 from trlm_core.data.revisions import files_of
@@ -107,6 +107,8 @@ def check_supply(stage: Stage) -> None:
     if not strict:
         return
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        if any(isinstance(source, HubSource) for source in strict):
+            threads.submit(resolver)  # is long in importing; local files are hashed meanwhile
         counted = [*zip(strict, threads.map(supply, strict), strict=True)]
     if short := [(source, have) for source, have in counted if have < source.num_examples]:
         raise SourceError(

@@ -17,8 +17,8 @@ from trlm_core.recipes.load import load_recipe
 ENOUGH = 256 << 20
 ROOM = {  # over the base: of the sources' and of the blend's bytes; and what does not fit
     "while sources are read": (0.5, 0.0, "datasets/sources/"),
-    "while the rows are dealt": (1.5, 0.0, BLEND),
-    "while the shards are written": (2.05, 0.5, BLEND),
+    "while the rows are dealt": (1.25, 0.0, BLEND),
+    "while the shards are written": (1.53, 0.5, BLEND),
 }
 LONG = ("while the rows are dealt",)
 
