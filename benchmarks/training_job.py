@@ -13,6 +13,7 @@ def job_in(folder: Path, training: Training, *, dataset: Path, parent: Path) -> 
     for name in ("output", "workspace"):
         (folder / name).mkdir(parents=True)
     return TrainingJob(
+        fingerprint="of a benchmark",
         training=training,
         execution=Execution(device="cpu", save_seconds=1e9),
         reported_execution=None,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trlm_core.base_model import check_base
 from trlm_core.data.sources import check_sources
+from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import Recipe, Source, Stage
 
 GIB = 2**30
@@ -21,6 +22,8 @@ ACTIVATIONS = 1.2 * GIB  # of a micro-batch on a CPU, and the interpreter
 MEMORY_GIB = round((PARAMETERS * BYTES_PER_TRAINED_PARAMETER + ACTIVATIONS) / GIB, 1)
 FORWARD_BACKWARD_FLOPS = 6  # a parameter and token
 EFFICIENCY = 0.25  # of the matmul peak that small batches reach
+NUMBERS_SAVED = 3  # of a parameter: itself and AdamW's two moments
+BYTES_OF_A_NUMBER = {"bf16": 2, "bf16_mixed": 4, "float32": 4}  # as it is trained, and saved
 
 
 class PlanError(ValueError):
@@ -46,7 +49,7 @@ class Plan(BaseModel):
     memory_gib: float
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, execution: Execution) -> Plan:
     """Estimates from the recipe and a short measurement of this machine's arithmetic."""
     stages = [_stage_plan(stage) for stage in recipe.stages]
     asked = recipe.evaluation
@@ -59,7 +62,7 @@ def make_plan(recipe: Recipe) -> Plan:
         stages=stages,
         generated_tokens=generated,
         minutes=round(seconds / 60 + 0.4 * len(recipe.stages) + 1, 1),
-        disk_gib=_disk_gib(recipe),
+        disk_gib=_disk_gib(recipe, execution),
         memory_gib=MEMORY_GIB,
     )
 
@@ -85,9 +88,9 @@ def check_pipeline(recipe: Recipe) -> None:
         raise PlanError(f"recipe {recipe.name}: wanted an evaluation for the report, got null; run its blends and stages one by one")
 
 
-def check_machine(recipe: Recipe, store: Path) -> None:
+def check_machine(recipe: Recipe, store: Path, execution: Execution) -> None:
     """Raise PlanError where disk or memory of this machine are too small to train the recipe."""
-    wanted = _disk_gib(recipe)
+    wanted = _disk_gib(recipe, execution)
     free = shutil.disk_usage(store).free / GIB
     if free < wanted:
         raise PlanError(f"disk of {store}: wanted {wanted} GiB free for {recipe.name}, got {free:.1f}; free some or choose another --store")
@@ -96,9 +99,17 @@ def check_machine(recipe: Recipe, store: Path) -> None:
         raise PlanError(f"memory: wanted {MEMORY_GIB} GiB available to train {recipe.name}, got {available:.1f}; close other programs")
 
 
-def _disk_gib(recipe: Recipe) -> float:
+def _disk_gib(recipe: Recipe, execution: Execution) -> float:
+    """At the worst moment: every checkpoint, and the saves of the stage with the largest; they go when it is finished."""
     checkpoints = 1 + len(recipe.stages) + sum(stage.rendering.new_tokens is not None for stage in recipe.stages)
-    return round(checkpoints * PARAMETERS * 4 / GIB + 0.2, 1)
+    saves = max(_bytes_of_saves(stage, execution) for stage in recipe.stages)
+    return round((checkpoints * PARAMETERS * 4 + saves) / GIB + 0.2, 1)
+
+
+def _bytes_of_saves(stage: Stage, execution: Execution) -> int:
+    """The newest, the best, and the one that is being written aside while they are all there."""
+    at_once = execution.keep_saves + 1 + 1
+    return at_once * PARAMETERS * NUMBERS_SAVED * BYTES_OF_A_NUMBER[stage.training.precision]
 
 
 def _check_names(recipe: Recipe) -> None:

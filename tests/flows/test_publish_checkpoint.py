@@ -1,12 +1,20 @@
-"""`trlm train --publish` from the command to the loopback Hub: refused before any training, published once, kept where the Hub fails."""
+"""`trlm train --publish` from the command to the loopback Hub: refused before any training, published once, kept where the Hub fails,
+and with `--publish-when saves` while it trains.
+"""
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM
 
 from tests.loopback_hub.access import TOKEN
 from tests.loopback_hub.faults import Fault, calls
+from tests.loopback_hub.repositories import Commit
 from tests.loopback_hub.server import LoopbackHub
 
 REPO = "tester/model"
@@ -64,3 +72,45 @@ def test_a_checkpoint_is_published_with_its_card_and_a_hub_that_fails_costs_no_t
     assert not [run for run in runs if TOKEN in run.out + run.err or READER in run.out + run.err]
     kept_files = [path for folder in (store, prefect_home) for path in folder.rglob("*") if path.is_file()]
     assert not [path for path in kept_files if TOKEN.encode() in path.read_bytes()]
+
+
+@pytest.mark.long
+def test_saves_of_a_real_training_go_to_the_hub_while_it_trains_and_the_checkpoint_at_its_end(
+    trlm: Any, tiny_recipe_tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = copy.deepcopy(tiny_recipe_tree)
+    tree["stages"][0]["training"]["epochs"] = 30
+    recipe, store, steps = tmp_path / "long.yaml", tmp_path / "runs", 30 * 10
+    recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
+    with LoopbackHub() as hub:
+        clients = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+        assert trlm("blend", str(recipe), "stage1_sft", "--store", str(store)).code == 0
+        slowly = ["--save-steps", "10", "--tokens-per-micro-batch", "1"]  # a push takes seconds, this model's steps hardly any
+        command = ["train", str(recipe), "stage1_sft", "--store", str(store), "--device", "cpu", *slowly, "--json"]
+        done = trlm(*command, "--publish", REPO, "--publish-when", "saves", timeout=1800, **clients, HF_TOKEN=TOKEN)
+        assert done.code == 0, done.err[-4000:]
+        repository = hub.repositories.get(REPO, "model")
+        assert repository is not None
+        pushed = {int(commit.message.removeprefix("step ")): commit for commit in repository.commits if commit.message.startswith("step ")}
+        assert pushed, "at least one save came to the Hub before the checkpoint"
+        assert [*pushed] == sorted(pushed)
+        assert not [step for step in pushed if step % 10 or not 0 < step < steps]
+        for step, commit in pushed.items():
+            folder = _written(commit, tmp_path / f"step-{step}")
+            assert not [*folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("save.json")], "what loads it, and nothing of the trainer"
+            history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+            assert [line["step"] for line in history] == [*range(1, step + 1)]
+            assert f"{step:,}" in (folder / "README.md").read_text()
+            AutoModelForCausalLM.from_pretrained(folder)
+        (checkpoint,) = store.glob("checkpoints/trlm-tiny/stage1_sft/*/model.safetensors")
+        last = _written(repository.head, tmp_path / "head")
+        assert (last / "model.safetensors").read_bytes() == checkpoint.read_bytes()
+        assert not [each for each in pushed.values() if each.sha == repository.head.sha]
+        assert done.last_line["published"] == f"{hub.endpoint}/{REPO}/commit/{repository.head.sha}"
+
+
+def _written(commit: Commit, folder: Path) -> Path:
+    folder.mkdir()
+    for name, file in commit.files.items():
+        (folder / name).write_bytes(b"".join(file.pieces(0, file.size)))
+    return folder

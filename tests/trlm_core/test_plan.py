@@ -10,6 +10,7 @@ import pytest
 from trlm_core.base_model import BaseModelError
 from trlm_core.data.sources import SourceError
 from trlm_core.plan import PlanError, check_machine, check_pipeline, make_plan
+from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.load import load_recipe
 from trlm_core.recipes.schema import Recipe
 
@@ -37,7 +38,7 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_a_run_that_can_work_is_let_through(tiny_recipe: Recipe, tmp_path: Path, roomy: Callable[..., None]):
     check_pipeline(tiny_recipe)
-    check_machine(tiny_recipe, tmp_path)
+    check_machine(tiny_recipe, tmp_path, Execution())
 
 
 @pytest.mark.parametrize(
@@ -95,11 +96,11 @@ def test_too_little_disk_or_memory_is_named_with_both_numbers(
 ):
     roomy(**room)
     with pytest.raises(PlanError, match=said):
-        check_machine(tiny_recipe, tmp_path)
+        check_machine(tiny_recipe, tmp_path, Execution())
 
 
 def test_a_plan_counts_rows_steps_and_the_most_that_is_generated(tiny_recipe: Recipe):
-    plan = make_plan(tiny_recipe)
+    plan = make_plan(tiny_recipe, Execution())
     assert [(stage.stage, stage.rows, stage.steps) for stage in plan.stages] == [
         ("stage1_sft", 40, 10),
         ("stage2_sft_think", 32, 8),
@@ -110,13 +111,27 @@ def test_a_plan_counts_rows_steps_and_the_most_that_is_generated(tiny_recipe: Re
 
 
 def test_a_recipe_without_an_evaluation_generates_nothing():
-    assert make_plan(load_recipe("trlm-135m", variant="improved")).generated_tokens == 0
+    assert make_plan(load_recipe("trlm-135m", variant="improved"), Execution()).generated_tokens == 0
 
 
 def test_more_rows_and_more_epochs_are_more_work(changed_recipe: Callable[..., Recipe]):
     small, rows, epochs = (
-        make_plan(changed_recipe(**leaves)).stages[0]
+        make_plan(changed_recipe(**leaves), Execution()).stages[0]
         for leaves in ({}, {"stages.0.blend.sources.0.num_examples": 400}, {"stages.0.training.epochs": 3})
     )
     assert rows.tokens > small.tokens
     assert (small.steps, epochs.steps) == (10, 30)
+
+
+def test_disk_is_that_of_every_checkpoint_and_of_the_saves_that_lie_there_at_once(changed_recipe: Callable[..., Recipe]):
+    weights = 134_515_008 * 4 / 2**30  # GiB of SmolLM2-135M in float32
+    two, five = (make_plan(changed_recipe(), Execution(keep_saves=keep)).disk_gib for keep in (2, 5))
+    checkpoints = 5  # base, three stages, and the start of stage 2 with its new tokens
+    assert two == pytest.approx(checkpoints * weights + (2 + 1 + 1) * 3 * weights + 0.2, abs=0.05)
+    assert five - two == pytest.approx(3 * 3 * weights, abs=0.1)
+
+
+def test_saves_of_a_model_in_bfloat16_take_half_the_disk(changed_recipe: Callable[..., Recipe]):
+    leaves = {f"stages.{number}.training.precision": "bf16" for number in range(3)}
+    mixed, pure = (make_plan(changed_recipe(**each), Execution()).disk_gib for each in ({}, leaves))
+    assert mixed - pure == pytest.approx((2 + 1 + 1) * 3 * 134_515_008 * 2 / 2**30, abs=0.1)

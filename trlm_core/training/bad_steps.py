@@ -1,6 +1,7 @@
 """Bad steps: a loss or a gradient that is not finite, not one label, or a gradient far over its running range.
 
-transformers masks such a loss in its logs and steps all the same; here it is told before the optimizer moves, with the rows' provenance.
+transformers masks such a loss in its logs and steps all the same; here it is told before the optimizer moves, with the provenance of the
+rows that it comes of: a single one where it can be told (suspects.py), else its micro-batch's, else the step's.
 """
 
 import logging
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from trlm_core.training.batching import Rows, StepBatch
 from trlm_core.training.errors import BadStepError
+from trlm_core.training.suspects import Suspects, whole_step
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +21,9 @@ WINDOW = 64  # good steps whose median gradient norm is the running one
 FEWEST = 16  # of them that there must be before a step is measured by it
 MOST_IN_A_ROW = 16  # that are skipped
 NAMED = 8  # rows that a message names; the file has all
-SKIPPED = "skipped_steps.jsonl"  # {"step": 12, "why": "a loss of nan", "rows": ["HuggingFaceTB/smoltalk2 SFT s1k_1.1_think row 17", ...]}
+# {"step": 12, "why": "wanted a finite loss, got nan", "scope": "row", "rows": ["HuggingFaceTB/smoltalk2 SFT s1k_1.1_think row 17"]}
+SKIPPED = "skipped_steps.jsonl"
+FOUND = {"row": "found in", "micro-batch": "the rows of its micro-batch", "step": "its rows"}
 
 
 class BadSteps:
@@ -40,21 +44,27 @@ class BadSteps:
         """The gradient norms of the good steps that a resumed training has behind it."""
         self._norms.extend(norms)
 
-    def is_bad(self, step: StepBatch, loss: float, norm: float) -> bool:
-        """Whether the step has to be skipped. Raises BadStepError where the recipe says stop, or where every step would be."""
+    def is_bad(self, step: StepBatch, loss: float, norm: float, suspects: Callable[[], Suspects]) -> bool:
+        """Whether the step has to be skipped. `suspects` is asked where something is not finite.
+
+        Raises BadStepError where the recipe says stop, or where every step would be.
+        """
         why = self._why(step, loss, norm)
         if why is None:
             self._norms.append(norm)
             self._in_a_row = 0
             return False
         self._in_a_row += 1
-        origins = [self._origin(row) for row in step.rows]
         if self._in_a_row > MOST_IN_A_ROW:
             raise BadStepError(f"step {step.index + 1}: {why}; so were the {MOST_IN_A_ROW} before: it is the training, and not its rows")
+        not_finite = step.loss_units and not (math.isfinite(loss) and math.isfinite(norm))
+        found = suspects() if not_finite else whole_step(step)
+        origins = [self._origin(row) for row in found.rows]
+        named = f"{FOUND[found.scope]}: {_first(origins)}"
         if self._action == "stop":
-            raise BadStepError(f"step {step.index + 1}: {why}; {_named(origins)}; mend these rows, or set training.bad_steps: skip")
-        logger.warning("step %d is skipped: %s; %s", step.index + 1, why, _named(origins))
-        self._on_skip({"step": step.index + 1, "why": why, "rows": origins})
+            raise BadStepError(f"step {step.index + 1}: {why}; {named}; mend these rows, or set training.bad_steps: skip")
+        logger.warning("step %d is skipped: %s; %s", step.index + 1, why, named)
+        self._on_skip({"step": step.index + 1, "why": why, "scope": found.scope, "rows": origins})
         return True
 
     def _why(self, step: StepBatch, loss: float, norm: float) -> str | None:
@@ -77,6 +87,6 @@ def origin_in(rows: Rows) -> Callable[[int], str]:
     return lambda row: str(rows[row]["origin"])
 
 
-def _named(origins: Sequence[str]) -> str:
+def _first(origins: Sequence[str]) -> str:
     more = f" and {len(origins) - NAMED:,} more" if len(origins) > NAMED else ""
-    return f"its rows: {', '.join(origins[:NAMED])}{more}"
+    return f"{', '.join(origins[:NAMED])}{more}"

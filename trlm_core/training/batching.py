@@ -4,6 +4,7 @@ plan_steps(5, epochs=2, sequences_per_step=2, seed=0) -> [[2, 4], [3, 0], [1, 4]
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,7 +88,7 @@ class Rows(Protocol):
 
 
 class StepDataset(Dataset[StepBatch]):
-    """One item is one optimizer step, read, collated and cut."""
+    """One item is one optimizer step, read, collated and cut; while it is worked on, a thread does so with the next one."""
 
     def __init__(
         self,
@@ -103,11 +104,21 @@ class StepDataset(Dataset[StepBatch]):
     ) -> None:
         self._rows, self._steps, self._tokens, self._share = rows, steps, tokens_per_micro_batch, share
         self._length, self._loss_units, self._collate, self._cut = length, loss_units, collate, cut
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="next step")
+        self._ahead: tuple[int, Future[StepBatch]] | None = None
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __getitem__(self, index: int) -> StepBatch:
+        """Raises what reading raises, when the step is asked for that it was raised in."""
+        ahead, self._ahead = self._ahead, None
+        step = ahead[1].result() if ahead is not None and ahead[0] == index else self._read(index)
+        if index + 1 < len(self._steps):
+            self._ahead = index + 1, self._reader.submit(self._read, index + 1)
+        return step
+
+    def _read(self, index: int) -> StepBatch:
         numbers = [*self._steps[index]]
         rows = [self._rows[number] for number in numbers]
         units = sum(self._loss_units(row) for row in rows)
@@ -121,6 +132,10 @@ class StepDataset(Dataset[StepBatch]):
             useful_tokens=sum(_useful(micro.inputs) for micro in micro_batches),
             padded_tokens=sum(micro.inputs["input_ids"].numel() for micro in micro_batches),
         )
+
+    def singly(self, micro: MicroBatch, units: int) -> list[MicroBatch]:
+        """Each row of a micro-batch as one of its own, of a step with so many loss units."""
+        return [self._micro_batch([self._rows[number]], [number], units) for number in micro.rows]
 
     def _micro_batch(self, rows: list[dict[str, Any]], numbers: list[int], units: int) -> MicroBatch:
         share = sum(self._loss_units(row) for row in rows) / units if units else 0.0

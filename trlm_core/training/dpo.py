@@ -3,6 +3,7 @@
 TRL tokenises in `_prepare_dataset` and caches reference log-probs in `_precompute_ref_logps`: both private, overridden only here.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,19 +48,26 @@ class StepDPOTrainer(StepTrainer, DPOTrainer):
         )
 
     def reference_log_probs(self, on_pairs: Callable[[int, int], None]) -> tuple[list[float], list[float]]:
-        """The model's summed log-probs of both replies of every pair, by length; each process of a group does its part."""
+        """The model's summed log-probs of both replies of every pair, by length; each process of a group does its part.
+
+        All do as many forwards, since a sharded model's wait for one another: who has none left does the longest once more.
+        """
         rows, model = self.train_dataset, self.model
         assert isinstance(rows, datasets.Dataset)
         assert model is not None
         found = torch.zeros(2, len(rows), dtype=torch.float64)
         model.eval()
-        batches = cut_micro_batches(_pair_lengths(rows), self._tokens)[self._share.rank :: self._share.processes]
+        cuts = cut_micro_batches(_pair_lengths(rows), self._tokens)
+        rounds = math.ceil(len(cuts) / self._share.processes)
+        batches = cuts[self._share.rank :: self._share.processes]
         done, total = 0, sum(len(batch) for batch in batches)
         for positions in batches:
             for side, sums in enumerate(self._reference_of(model, rows, positions)):
                 found[side, positions] = sums.cpu().double()
             done += len(positions)
             on_pairs(done, total)
+        if len(batches) < rounds:
+            self._reference_of(model, rows, cuts[0])
         chosen, rejected = self._summed(found).tolist()
         return chosen, rejected
 

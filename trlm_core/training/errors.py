@@ -30,6 +30,10 @@ class MicroBatchTooLargeError(MemoryError):
         return made
 
 
+class GroupError(ValueError):
+    """The processes of a group do not agree on what they train, or do not find what the first has."""
+
+
 class TrainingFailedError(RuntimeError):
     """The training process ended badly; the message carries what it said last."""
 
@@ -42,6 +46,10 @@ class OutOfMemoryError(TrainingFailedError):
     """A micro-batch did not fit; the next try cuts the steps smaller."""
 
 
+class RendezvousError(TrainingKilledError):
+    """Not every machine of the training came."""
+
+
 class TrainingStalledError(TrainingKilledError):
     """It showed no progress and was ended."""
 
@@ -50,7 +58,7 @@ class TrainingStoppedError(TrainingKilledError):
     """Somebody asked the training process alone to stop; it has saved what is done."""
 
 
-Kind = Literal["stopped", "out_of_memory", "full_disk", "other"]
+Kind = Literal["stopped", "out_of_memory", "full_disk", "group", "other"]
 
 
 class Ending(BaseModel):
@@ -90,6 +98,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _kind(error: BaseException) -> Kind:
     if isinstance(error, StoppedError):
         return "stopped"
+    if isinstance(error, GroupError):
+        return "group"
     if is_full_disk(error):
         return "full_disk"
     return "out_of_memory" if isinstance(error, MicroBatchTooLargeError) else "other"

@@ -28,6 +28,7 @@ class Hardware:
     threads: int
     tokens_per_micro_batch: int
     activation_checkpointing: bool
+    compile: bool
     laid_attention: str | None  # that takes sequences end to end (packing.py); None: they are padded
 
 
@@ -39,6 +40,7 @@ def detect_hardware(execution: Execution, reported: ReportedExecution | None) ->
         threads=execution.threads or max(1, usable_cores() // execution.processes),
         tokens_per_micro_batch=execution.tokens_per_micro_batch or (GPU_TOKENS if on_gpu else CPU_TOKENS),
         activation_checkpointing=on_gpu and reported is not None and reported.gradient_checkpointing,
+        compile=execution.compile,  # by itself never: no GPU has told yet what it brings, and on a CPU it brings little
         laid_attention=_laid_attention(device),
     )
 

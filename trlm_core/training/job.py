@@ -18,6 +18,7 @@ class TrainingJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    fingerprint: str  # of what is asked for: one in all processes of a group
     training: Training
     execution: Execution
     reported_execution: ReportedExecution | None

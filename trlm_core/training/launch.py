@@ -14,26 +14,32 @@ import psutil
 
 from trlm_core.artifacts.full_disk import FullDiskError
 from trlm_core.artifacts.lease import descriptors
+from trlm_core.recipes.execution import Execution
 from trlm_core.training.errors import (
     Ending,
+    GroupError,
     OutOfMemoryError,
+    RendezvousError,
     TrainingFailedError,
     TrainingKilledError,
     TrainingStalledError,
     TrainingStoppedError,
     read_ending,
 )
-from trlm_core.training.hardware import FEW_SHAPES, HUGE_PAGES, give_memory_back, usable_cores
+from trlm_core.training.hardware import BUDGET, FEW_SHAPES, HUGE_PAGES, give_memory_back, halve_budget, usable_cores
 from trlm_core.training.job import TrainingJob
+from trlm_core.training.memory_kills import KillCounter
 from trlm_core.training.saves import SAVES, newest_step, save_folder
 from trlm_core.training.watch import Progress, changed, read_progress
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-SECONDS_TO_SAVE = 300.0  # of a training that is asked to stop
 SECONDS_TO_END = 15.0  # of what was killed
 SECONDS_TO_TELL = 2.0  # where it stands
+SECONDS_TO_MEET = 600  # of the machines of a training
+NOT_MET = ("DistStoreError", "DistNetworkError")  # torchrun's, where not all come
+SIGKILLED = "Signal 9 (SIGKILL) received by PID"  # torchrun's words for a process of its that was killed
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 LOG_LINES = 25
 
@@ -42,36 +48,67 @@ OnSave = Callable[[Path, int], None]  # folder and step of a save that is finish
 
 
 def run_training(
-    make_job: Callable[[Path], TrainingJob], on_progress: Callable[[Progress], None], on_save: OnSave = lambda folder, step: None
+    make_job: Callable[[Path], TrainingJob],
+    on_progress: Callable[[Progress], None],
+    on_save: OnSave = lambda folder, step: None,
+    counter: KillCounter | None = None,
 ) -> None:
     """Run a job, made with a folder for what only this try needs; returns when its process has ended well.
 
+    `counter`: of what the kernel kills for its memory; None: the nearest.
     Raises TrainingFailedError or one of its kinds, FullDiskError.
     """
     give_memory_back()  # the base was converted, or tokens were added, in this process
+    counter = counter or KillCounter.nearest()
     with tempfile.TemporaryDirectory(prefix="trlm-training-") as scratch:
         job = make_job(Path(scratch))
         log = Path(scratch) / "training.log"
+        before = counter.count()
         process = _started(job, Path(scratch), log)
         _follow(process, job, log, on_progress, on_save)
         if process.returncode:
-            raise failure_of(process.returncode, read_ending(job.error_files), log)
+            ending, killed = read_ending(job.error_files), _was_killed(process.returncode, log)
+            if killed and (kills := counter.count() - before) > 0:
+                raise _killed_for_memory(job, f"got SIGKILL, and {kills} more oom_kill in {counter.path}")
+            if killed and ending is not None and ending.kind == "other":
+                ending = None  # of a group: the others say that one is gone
+            if ending is None and _came_alone(job, log):
+                raise _not_met(job.execution, log)
+            raise failure_of(process.returncode, ending, log)
 
 
 def _started(job: TrainingJob, scratch: Path, log: Path) -> subprocess.Popen[bytes]:
     (scratch / "job.json").write_text(job.model_dump_json())
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.execution.processes}"),
+        *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={job.execution.processes}", *_meeting(job.execution)),
         *("-m", "trlm_core.training.worker", str(scratch / "job.json")),
     ]
     threads = job.execution.threads or max(1, usable_cores() // job.execution.processes)
-    environment = {**HUGE_PAGES, **FEW_SHAPES, **os.environ, **QUIET, "OMP_NUM_THREADS": str(threads)}
+    # Of torchrun: from a signal that it hands on to the SIGKILL that follows. Where a process fails, the others still have its 30 s.
+    limits = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(job.execution.stop_seconds)}
+    # What torch.compile makes lies with this try: a process that is killed while it compiles leaves half a library, which the next loads.
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "compiled")}
+    own = {**QUIET, **limits, **compiled, "OMP_NUM_THREADS": str(threads)}
+    environment = {**HUGE_PAGES, **FEW_SHAPES, **os.environ, **own}
     with log.open("wb") as file:
         # It shares the lease on what it writes: nobody builds that while it lives, even when this process is killed.
         # In a session of its own: Ctrl-C in a terminal goes to this process, which then lets it save.
         return subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, pass_fds=descriptors(), start_new_session=True
         )
+
+
+def _meeting(execution: Execution) -> list[str]:
+    """How torchrun's agents find each other. Static: the first node's first process is the group's first."""
+    if execution.nodes == 1:
+        return ["--standalone"]
+    return [
+        f"--nnodes={execution.nodes}",
+        f"--node-rank={execution.node_rank}",
+        "--rdzv-backend=static",
+        f"--rdzv-endpoint={execution.rendezvous}",
+        f"--rdzv-conf=timeout={SECONDS_TO_MEET}",
+    ]
 
 
 def _follow(
@@ -94,14 +131,14 @@ def _follow(
                 raise _stalled(process, job, last, log)
     finally:
         if process.poll() is None:  # we are being interrupted
-            _stop(process)
+            _stop(process, job.execution.stop_seconds)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
     """Let it save what is done; torchrun hands the signal on."""
     process.terminate()
     try:
-        process.wait(SECONDS_TO_SAVE)
+        process.wait(seconds + SECONDS_TO_END)  # torchrun itself kills what does not end in time
     except subprocess.TimeoutExpired:
         _kill(process)
 
@@ -134,11 +171,45 @@ def failure_of(code: int, ending: Ending | None, log: Path) -> Exception:
         return TrainingStoppedError(ending.message)
     if ending.kind == "full_disk":
         return FullDiskError(ending.message)
+    if ending.kind == "group":
+        return GroupError(ending.message)
     if ending.kind == "out_of_memory" and ending.can_be_cut:
         return OutOfMemoryError(f"{ending.message}; the next try cuts the steps into micro-batches of half as many tokens")
     if ending.kind == "out_of_memory":
         return TrainingFailedError(f"{ending.message}; one sequence alone is too long for this device: lower rendering.max_length")
     return TrainingFailedError(f"the training process ended with {code}; the end of what it said:\n{_tail(ending.traceback)}")
+
+
+def _was_killed(code: int, log: Path) -> bool:
+    """By SIGKILL: torchrun, or a process of its, which it then tells of."""
+    return code == -signal.SIGKILL or SIGKILLED in log.read_text(errors="replace")
+
+
+def _killed_for_memory(job: TrainingJob, got: str) -> TrainingFailedError:
+    """The error, when the next try's budget is half of this one's: nobody could ask the process that is gone what it was at."""
+    budget = job.error_files / BUDGET
+    if not budget.exists():
+        return TrainingKilledError(f"wanted memory for the model, {got}; give the training more, or choose fewer processes")
+    tokens = int(budget.read_text())
+    halve_budget(job.workspace, tokens)
+    return OutOfMemoryError(
+        f"wanted memory for micro-batches of {tokens:,} tokens, or of one sequence that is longer, {got}; "
+        "the next try cuts the steps into micro-batches of half as many; if that goes on, lower rendering.max_length or find more memory"
+    )
+
+
+def _came_alone(job: TrainingJob, log: Path) -> bool:
+    """Of several machines: torchrun's agents did not find each other, and nothing has begun."""
+    said = log.read_text(errors="replace")
+    return job.execution.nodes > 1 and not job.progress.exists() and any(name in said for name in NOT_MET)
+
+
+def _not_met(execution: Execution, log: Path) -> RendezvousError:
+    return RendezvousError(
+        f"rendezvous {execution.rendezvous}: wanted {execution.nodes} nodes there within {SECONDS_TO_MEET} s, node {execution.node_rank} "
+        "did not meet them all; start the same command on every node, each with its --node-rank; the end of what torchrun said:\n"
+        f"{_end(log)}"
+    )
 
 
 def _end(log: Path) -> str:

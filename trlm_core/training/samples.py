@@ -26,9 +26,12 @@ NEW_TOKENS_ELSEWHERE = 512
 
 
 class Samples(TrainerCallback):
-    """Greedy replies: they take no random number from the training. For one process of a group."""
+    """Greedy replies: they take no random number from the training. For one process of a group.
 
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, spool: MetricSpool, every: int | None) -> None:
+    Where weights are sharded for all of it: without a `spool` one takes part in the forwards and writes nothing.
+    """
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, spool: MetricSpool | None, every: int | None) -> None:
         self._folder, self._tokenizer, self._spool, self._every = folder, tokenizer, spool, every
         self._prompts = [prompt_ids(tokenizer, [{"role": "user", "content": prompt}]) for prompt in PROMPTS]
 
@@ -49,8 +52,10 @@ class Samples(TrainerCallback):
 
     def _sample(self, model: PreTrainedModel, step: int) -> None:
         new = NEW_TOKENS.get(model.device.type, NEW_TOKENS_ELSEWHERE)
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # a token at a time, compiled layers would compile anew
             replies = generate_replies(model, self._tokenizer, self._prompts, max_new_tokens=new)
+        if self._spool is None:
+            return
         samples = [
             {"step": step, "prompt": prompt, "reply": reply.text, "tokens": reply.tokens, "ended": reply.ended}
             for prompt, reply in zip(PROMPTS, replies, strict=True)

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trlm_core.artifacts.full_disk import FullDiskError, with_room
 from trlm_core.artifacts.shelf import sync
 from trlm_core.training.checkpoint import HISTORY, read_history
+from trlm_core.training.group import told_by_first
 from trlm_core.training.saves import SAVES, keep_save, newest_step, prune
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Saver(TrainerCallback):
     def save(self) -> None:
         """Save what is done, unless that is saved already. Raises FullDiskError, and leaves the saves before as they were."""
         step = self._trainer.state.global_step
-        if step == 0 or step == newest_step(self.saves):
+        if step == 0 or step == told_by_first(newest_step(self.saves)):  # another machine may not see them
             return
         try:
             with_room(lambda: self._save(step), f"the save of step {step}", self._workspace, ADVICE)

@@ -15,6 +15,6 @@ def start_spec(recipe: Recipe, stage: Stage, dataset: Fingerprinted, parent: Fin
 
 
 def checkpoint_spec(recipe: Recipe, stage: Stage, dataset: Fingerprinted, start: Fingerprinted) -> Spec:
-    identity = {"made_by": "training/1", "training": stage.training.model_dump(mode="json")}
+    identity = {"made_by": "training/2", "training": stage.training.model_dump(mode="json")}
     inputs = {"dataset": dataset.fingerprint, "start": start.fingerprint}
     return Spec("checkpoints", recipe.name, stage.name, identity, inputs, recipe.model_dump(mode="json"))

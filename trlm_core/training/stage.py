@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trlm_core.artifacts.manifest import Manifest
-from trlm_core.artifacts.store import Store
+from trlm_core.artifacts.store import Spec, Store
 from trlm_core.metric_spool import UNDELIVERED, deliver_or_keep
-from trlm_core.recipes.execution import Execution
+from trlm_core.recipes.execution import Execution, check_group
 from trlm_core.recipes.schema import Recipe, Stage
 from trlm_core.tracking import RunAddress
 from trlm_core.training.bad_steps import SKIPPED
@@ -41,17 +41,17 @@ class StageTraining:
     def checkpoint(self) -> Manifest:
         """Reused where its fingerprint is in the store; else trained, from where an earlier process was when it ended.
 
-        Raises ValueError for processes that do not divide a step's sequences, and what `run_training` raises.
+        Raises ValueError for a group that cannot share a step's sequences or meet, and what `run_training` raises.
         """
-        processes, sequences = self.execution.processes, self.stage.training.sequences_per_step
-        if sequences % processes:
-            raise ValueError(f"processes: wanted a number that divides the {sequences} sequences of a step, got {processes}")
+        check_group(self.execution, self.stage.training.sequences_per_step)
+        if self.execution.node_rank:
+            raise ValueError(f"node_rank: wanted 0, which holds the store, got {self.execution.node_rank}; others run `trlm train` alone")
         spec = checkpoint_spec(self.recipe, self.stage, self.dataset, self.start)
 
         def build(folder: Path) -> dict[str, Any]:
             reference = self._reference() if self.stage.training.trainer == "dpo" else None
             workspace = self.store.workspace(spec)
-            self._run("checkpoint", folder, workspace, reference)
+            self._run("checkpoint", spec, self.execution, folder, reference)
             deliver_or_keep(workspace / METRICS, self.run, SECONDS_TO_DELIVER, self.store.root / UNDELIVERED)
             for name in (HISTORY, SAMPLES, SKIPPED):
                 if (workspace / name).exists():
@@ -64,23 +64,27 @@ class StageTraining:
         spec = reference_spec(self.recipe, self.stage, self.dataset, self.start)
 
         def build(folder: Path) -> dict[str, Any]:
-            self._run("reference", folder, self.store.workspace(spec), None)
+            alone = self.execution.model_copy(update={"nodes": 1, "rendezvous": None})  # the others wait for it
+            self._run("reference", spec, alone, folder, None)
             return {"pairs": count_reference(folder)}
 
         return self.store.folder(self.store.make(spec, build))
 
-    def _run(self, asks_for: Literal["checkpoint", "reference"], output: Path, workspace: Path, reference: Path | None) -> None:
+    def _run(
+        self, asks_for: Literal["checkpoint", "reference"], spec: Spec, execution: Execution, output: Path, reference: Path | None
+    ) -> None:
         def make_job(scratch: Path) -> TrainingJob:
             return TrainingJob(
+                fingerprint=spec.fingerprint,
                 training=self.stage.training,
-                execution=self.execution,
+                execution=execution,
                 reported_execution=self.stage.reported_execution,
                 dataset=self.store.folder(self.dataset),
                 parent=self.store.folder(self.start),
                 reference=reference,
                 asks_for=asks_for,
                 output=output,
-                workspace=workspace,
+                workspace=self.store.workspace(spec),
                 progress=scratch / "progress.json",
                 error_files=scratch,
                 run=self.run,

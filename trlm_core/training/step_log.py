@@ -1,4 +1,4 @@
-"""Every step of a training, from inside its process: to history.jsonl, to the metrics' spool, and to the progress file."""
+"""Every step of a training, from inside its process: to history.jsonl and to the metrics' spool; and to the progress file."""
 
 import time
 from pathlib import Path
@@ -12,15 +12,11 @@ from trlm_core.training.watch import Progress, write_progress
 
 
 class StepLog(TrainerCallback):
-    def __init__(self, folder: Path, progress: Path, spool: MetricSpool) -> None:
-        self._folder, self._progress, self._spool = folder, progress, spool
-        self._began = self._step_began = 0.0
-        self._done_before = 0
+    """For one process of a group."""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._began = time.monotonic()
-        self._done_before = state.global_step
-        self._write(state, None)
+    def __init__(self, folder: Path, spool: MetricSpool) -> None:
+        self._folder, self._spool = folder, spool
+        self._step_began = 0.0
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._step_began = time.monotonic()  # saves and samples come between two steps
@@ -35,7 +31,26 @@ class StepLog(TrainerCallback):
         metrics |= {f"{kind}_per_second": logs[kind] / seconds for kind in ("useful_tokens", "padded_tokens")}
         append_line(self._folder / HISTORY, {"step": state.global_step, **metrics})
         self._spool.log(metrics, state.global_step)
-        self._write(state, logs["loss"])
+
+
+class ProgressFile(TrainerCallback):
+    """For one process of a machine, whose launcher reads it."""
+
+    def __init__(self, progress: Path) -> None:
+        self._progress = progress
+        self._began = 0.0
+        self._done_before = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._began = time.monotonic()
+        self._done_before = state.global_step
+        self._write(state, None)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            self._write(state, logs["loss"])
 
     def _write(self, state: TrainerState, loss: float | None) -> None:
         progress = Progress(

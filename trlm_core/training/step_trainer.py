@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from trlm_core.training.bad_steps import BadSteps
 from trlm_core.training.batching import MicroBatch, StepBatch, StepDataset
@@ -21,9 +21,11 @@ from trlm_core.training.errors import MicroBatchTooLargeError, StoppedError, is_
 from trlm_core.training.hardware import STEPS_BETWEEN_TRIMS, give_memory_back
 from trlm_core.training.label_head import score_labels_only
 from trlm_core.training.saver import Saver
+from trlm_core.training.sharding import WholeFiles, is_sharded
+from trlm_core.training.suspects import Suspects, joined, suspects_in
 
 
-class StepTrainer(Trainer):
+class StepTrainer(WholeFiles):
     """Mixed in before a TRL trainer. Subclasses give the weights of TRL's metrics and the loss of a micro-batch."""
 
     step_dataset: StepDataset
@@ -32,8 +34,10 @@ class StepTrainer(Trainer):
     heartbeat: Callable[[], None] = staticmethod(lambda: None)  # called after every micro-batch
     stop_asked = False  # set by a signal's handler; seen between two micro-batches
     _metrics: dict[str, dict[str, list[float]]]  # TRL's: mode -> name -> values since the last log
+    _total_train_tokens: int  # TRL's
     _step: StepBatch  # the one under way
     _loss: float  # of the one under way
+    _losses: list[torch.Tensor]  # its parts, of this process's micro-batches
 
     def use_label_head(self) -> None:
         """On a CPU, take the place of TRL's fused head, which is made for GPUs."""
@@ -79,7 +83,7 @@ class StepTrainer(Trainer):
         Raises StoppedError, MicroBatchTooLargeError.
         """
         step: StepBatch = inputs
-        self._step = step
+        self._step, self._losses = step, []
         model.train()
         total = torch.zeros((), device=self.args.device)
         means: dict[str, list[tuple[float, float]]] = {}
@@ -87,9 +91,10 @@ class StepTrainer(Trainer):
         for number, micro in enumerate(step.micro_batches if step.loss_units else ()):
             self._check_stop(at_step_begin=number == 0)
             with contextlib.nullcontext() if number == last else self.accelerator.no_sync(model):
-                total += self._backward(model, micro, step)
+                self._losses.append(self._backward(model, micro, step))
             self._collect(means, micro)
             self.heartbeat()
+        total = sum(self._losses, total)
         total = self._summed(total) if step.loss_units else torch.full_like(total, math.nan)
         self._loss = total.item()
         self._log_step(means, step)
@@ -116,9 +121,44 @@ class StepTrainer(Trainer):
         """
         found: Any = super()._get_grad_norm(model, grad_norm=grad_norm)
         norm = float(found)
-        if self.bad_steps.is_bad(self._step, self._loss, norm):
+        if self.bad_steps.is_bad(self._step, self._loss, norm, lambda: self._suspects(model)):
             model.zero_grad(set_to_none=True)
         return norm
+
+    def _suspects(self, model: torch.nn.Module) -> Suspects:
+        """For every process at once. In place of the step's gradient, which is lost, there is another after it."""
+        step, losses = self._step, [loss.item() for loss in self._losses]
+        if is_sharded(model):  # its processes would have to compute as many micro-batches, and have no gradient of their own
+            found = suspects_in(step, losses, lambda micro: True, lambda micro: [])
+        else:
+            with self._unlogged():
+                found = suspects_in(
+                    step,
+                    losses,
+                    lambda micro: self._is_finite(model, micro, step),
+                    lambda micro: self.step_dataset.singly(micro, step.loss_units),
+                )
+        return joined(step, self._gathered(found))
+
+    def _is_finite(self, model: torch.nn.Module, micro: MicroBatch, step: StepBatch) -> bool:
+        """Whether a micro-batch's loss and gradient are, by themselves."""
+        model.zero_grad(set_to_none=True)
+        with self.accelerator.no_sync(model):
+            loss = self._backward(model, micro, step)
+        self.heartbeat()
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+        return bool(torch.isfinite(loss) & torch.isfinite(norm))
+
+    @contextlib.contextmanager
+    def _unlogged(self) -> Iterator[None]:
+        """What is computed inside leaves TRL's metrics as they are."""
+        kept, tokens = {name: [*values] for name, values in self._metrics["train"].items()}, self._total_train_tokens
+        try:
+            yield
+        finally:
+            self._metrics["train"].clear()
+            self._metrics["train"].update(kept)
+            self._total_train_tokens = tokens
 
     def _check_stop(self, *, at_step_begin: bool) -> None:
         """A process alone stops between any two micro-batches; a group agrees on it where a step begins."""
@@ -167,6 +207,13 @@ class StepTrainer(Trainer):
         moved = values.to(self.args.device)
         torch.distributed.all_reduce(moved)
         return moved
+
+    def _gathered(self, found: Suspects) -> list[Suspects]:
+        """Of the processes."""
+        everybody = [found] * self.accelerator.num_processes
+        if len(everybody) > 1:
+            torch.distributed.all_gather_object(everybody, found)
+        return everybody
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """The process that trains: `torchrun -m trlm_core.training.worker job.json`. One job, one artifact's folder."""
 
 import faulthandler
-import os
 import signal
 import sys
 import time
@@ -25,18 +24,21 @@ from trlm_core.system_metrics import system_metrics
 from trlm_core.text.tokenizer import load_tokenizer
 from trlm_core.tracking import finish
 from trlm_core.training.bad_steps import SKIPPED, BadSteps, origin_in
-from trlm_core.training.batching import Share, plan_steps
+from trlm_core.training.batching import plan_steps
 from trlm_core.training.checkpoint import HISTORY, append_line, load_model, read_history, read_lines, rewind, save_checkpoint
 from trlm_core.training.dpo import StepDPOTrainer, pair_collator
-from trlm_core.training.errors import Ending, MicroBatchTooLargeError, StoppedError, write_ending
-from trlm_core.training.hardware import Hardware, detect_hardware, halve_budget, within_budget
+from trlm_core.training.errors import Ending, GroupError, MicroBatchTooLargeError, StoppedError, write_ending
+from trlm_core.training.group import agreed, is_first_of_machine, leave_group_of_one, share_of_this, told_by_first
+from trlm_core.training.hardware import BUDGET, Hardware, detect_hardware, halve_budget, within_budget
 from trlm_core.training.job import METRICS, TrainingJob
+from trlm_core.training.layers import compile_layers
 from trlm_core.training.reference import read_reference, write_reference
 from trlm_core.training.samples import SAMPLES, Samples
 from trlm_core.training.saver import Often, Saver
-from trlm_core.training.saves import Save, discard_after, newest_good
+from trlm_core.training.saves import Save, discard_after, newest_good, save_folder
 from trlm_core.training.sft import StepSFTTrainer, sft_steps
-from trlm_core.training.step_log import StepLog
+from trlm_core.training.sharding import is_sharded, leave_to_shard, shard, whole_weights
+from trlm_core.training.step_log import ProgressFile, StepLog
 from trlm_core.training.step_trainer import StepTrainer
 from trlm_core.training.trl_config import dpo_config, sft_config
 from trlm_core.training.watch import Progress, end_with, write_progress
@@ -48,20 +50,20 @@ STOPPED = 143  # as of a process that SIGTERM ended
 def train(job: TrainingJob, stop: "StopSignal") -> None:
     """Train the job's checkpoint from its newest good save, or from the start, and write it. Raises what the trainer raises."""
     trainer, tokenizer = make_trainer(job), load_tokenizer(job.dataset / "tokenizer")
-    found = newest_good(trainer.saver.saves)
-    if trainer.is_world_process_zero():
-        _rewind(job.workspace, trainer.saver.saves, found)
-    trainer.accelerator.wait_for_everyone()
+    save = _save_to_go_on_from(trainer, job.workspace)
     skipped = {line["step"] for line in read_lines(job.workspace / SKIPPED)}
     trainer.bad_steps.remember(line["grad_norm"] for line in read_history(job.workspace) if line["step"] not in skipped)
     with _spool(job) as spool:
         if spool is not None:
-            trainer.add_callback(StepLog(job.workspace, job.progress, spool))
+            trainer.add_callback(StepLog(job.workspace, spool))
+        if is_first_of_machine():
+            trainer.add_callback(ProgressFile(job.progress))
             trainer.heartbeat = job.progress.touch
+        if spool is not None or is_sharded(trainer.model):
             trainer.add_callback(Samples(job.workspace, tokenizer, spool, job.execution.sample_steps))
         stop.tell(trainer)
         try:
-            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+            trainer.train(resume_from_checkpoint=str(save) if save else None)
         except (StoppedError, MicroBatchTooLargeError) as error:
             # The weights are those of the last step. Of a group, only a stop is everybody's.
             if isinstance(error, StoppedError) or trainer.accelerator.num_processes == 1:
@@ -70,9 +72,24 @@ def train(job: TrainingJob, stop: "StopSignal") -> None:
         if trainer.agreed(trainer.stop_asked):  # in the last step; what follows can take longer than a process is given to end
             trainer.saver.save()
             raise StoppedError(f"stopped after its last step, {trainer.state.global_step}, as it was asked to")
+    assert isinstance(trainer.model, PreTrainedModel)
+    weights = whole_weights(trainer.model) if is_sharded(trainer.model) else None
     if trainer.is_world_process_zero():
-        assert isinstance(trainer.model, PreTrainedModel)
-        save_checkpoint(trainer.model, tokenizer, job.output)
+        save_checkpoint(trainer.model, tokenizer, job.output, weights)
+
+
+def _save_to_go_on_from(trainer: StepTrainer, workspace: Path) -> Path | None:
+    """The first process's choice. Raises GroupError where another machine does not have it."""
+    saves, found = trainer.saver.saves, None
+    if trainer.is_world_process_zero():
+        found = newest_good(saves)
+        _rewind(workspace, saves, found)
+    step = told_by_first(found[1].step if found else None)
+    if step is None:
+        return None
+    if not save_folder(saves, step).is_dir():
+        raise GroupError(f"{saves}: wanted the first node's save of step {step}, got none; use a store whose folder every node sees")
+    return save_folder(saves, step)
 
 
 def _rewind(workspace: Path, saves: Path, found: tuple[Path, Save] | None) -> None:
@@ -100,13 +117,21 @@ def compute_reference(job: TrainingJob) -> None:
 
 def make_trainer(job: TrainingJob) -> StepTrainer:
     hardware = _hardware(job)
+    (job.error_files / BUDGET).write_text(str(hardware.tokens_per_micro_batch))  # for the launcher, where this process is killed
     torch.set_num_threads(hardware.threads)
     rows = datasets.Dataset.from_parquet([*shard_paths(job.dataset, "train")], cache_dir=str(job.workspace / "arrow"))
     assert isinstance(rows, datasets.Dataset)
     tokenizer = load_tokenizer(job.dataset / "tokenizer")
     model = load_model(job.parent, job.training.precision, hardware.laid_attention)
+    if hardware.compile:
+        compile_layers(model)
+    sharded = job.execution.sharding == "full"
+    if sharded:
+        leave_to_shard(model)
     make = _dpo_trainer if isinstance(job.training, DPOTraining) else _sft_trainer
     trainer = make(job, hardware, rows, model, tokenizer)
+    if sharded:
+        shard(model, hardware.device)
 
     def on_skip(skipped: dict[str, Any]) -> None:
         if trainer.is_world_process_zero():
@@ -135,7 +160,7 @@ def _sft_trainer(
             pad=pad,
             tokens_per_micro_batch=hardware.tokens_per_micro_batch,
             laid=hardware.laid_attention is not None,
-            share=_share(),
+            share=share_of_this(),
         ),
         noise_alpha=training.neftune_noise_alpha,
     )
@@ -156,7 +181,7 @@ def _dpo_trainer(
         tokens_per_micro_batch=hardware.tokens_per_micro_batch,
         steps=steps,
         reference=read_reference(job.reference) if job.reference else None,
-        share=_share(),
+        share=share_of_this(),
     )
 
 
@@ -176,14 +201,10 @@ def _often(job: TrainingJob) -> Often:
     return Often(steps=job.execution.save_steps or reported, seconds=job.execution.save_seconds, keep=job.execution.keep_saves)
 
 
-def _share() -> Share:
-    return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-
-
 @contextmanager
 def _spool(job: TrainingJob) -> Iterator[MetricSpool | None]:
     """Metrics on their way to MLflow, the machine's own among them. Of a group, its first process has it."""
-    if _share().rank:
+    if share_of_this().rank:
         yield None
         return
     spool = MetricSpool(job.workspace / METRICS, job.run)
@@ -216,13 +237,6 @@ class StopSignal:
         self._trainer.stop_asked = True
 
 
-def leave_group_of_one() -> None:
-    """Take away torchrun's marks of a group that is this process alone: wrapping a model for one costs memory and speed."""
-    if os.environ.get("WORLD_SIZE") == "1":
-        for mark in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            os.environ.pop(mark, None)
-
-
 def main(path: str) -> None:
     leave_group_of_one()
     faulthandler.register(signal.SIGUSR1)  # the launcher asks where a process stands that shows no progress
@@ -231,10 +245,11 @@ def main(path: str) -> None:
     status = "FAILED"
     try:
         with StopSignal() as stop:
+            job = agreed(job, _hardware(job))
             compute_reference(job) if job.asks_for == "reference" else train(job, stop)
         status = "FINISHED"
     except Exception as error:
-        write_ending(job.error_files, _share().rank, Ending.of(error, traceback.format_exc()))  # torchrun's own report would bury it
+        write_ending(job.error_files, share_of_this().rank, Ending.of(error, traceback.format_exc()))  # torchrun's own report would bury it
         if isinstance(error, MicroBatchTooLargeError) and error.rows > 1:
             halve_budget(job.workspace, error.tokens)
         if not isinstance(error, StoppedError):
@@ -242,7 +257,7 @@ def main(path: str) -> None:
         status = "KILLED"
         sys.exit(STOPPED)
     finally:
-        if job.run is not None and job.asks_for == "checkpoint" and _share().rank == 0:
+        if job.run is not None and job.asks_for == "checkpoint" and share_of_this().rank == 0:
             finish(job.run, status)
 
 

@@ -113,6 +113,7 @@ def make_job(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeJ
         tokenizer.chat_template = TEMPLATE
         tokenizer.save_pretrained(folder / "dataset" / "tokenizer")
         fields = {
+            "fingerprint": "3f2a9c1b" * 8,
             "training": training,
             "execution": ONE_THREAD.model_copy(update={"tokens_per_micro_batch": tokens}),
             "reported_execution": None,

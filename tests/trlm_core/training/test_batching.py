@@ -1,13 +1,16 @@
 """Steps and micro-batches: the same sequences in the same order, however a step is cut."""
 
 import itertools
+import queue
 import random
+import threading
+from typing import Any
 
 import pytest
 import torch
 
 from trlm_core.text.tokenizer import IGNORED
-from trlm_core.training.batching import Share, cut_micro_batches, deal, plan_steps
+from trlm_core.training.batching import Share, StepDataset, cut_micro_batches, deal, plan_steps
 from trlm_core.training.dpo import pair_length
 from trlm_core.training.sft import collate_sft, sft_steps
 
@@ -99,6 +102,53 @@ def test_useful_and_padded_tokens_of_a_step_are_counted():
     assert (step.useful_tokens, step.padded_tokens) == (10, 15)
     assert torch.equal(step.micro_batches[0].inputs["attention_mask"].sum(dim=1), torch.tensor([5, 3, 2]))
     assert step.micro_batches[0].rows == [1, 2, 0]
+
+
+class WatchedRows:
+    """Rows of unlike lengths, that tell who reads which; `broken` cannot be read."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.broken = broken
+        self.read: queue.Queue[tuple[int, int]] = queue.Queue()  # row, thread
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.read.put((index, threading.get_ident()))
+        if index == self.broken:
+            raise OSError(f"row {index} is on a bad block")
+        ids = [1, *range(3, 4 + index), 2]
+        return {"input_ids": ids, "labels": ids}
+
+    def steps(self) -> StepDataset:
+        return sft_steps(self, [[2, 0], [3, 5], [1, 4]], pad=2, tokens_per_micro_batch=6, laid=False)
+
+
+def test_the_next_step_is_read_by_another_thread_before_it_is_asked_for():
+    rows = WatchedRows()
+    assert rows.steps()[0].rows == [2, 0]
+    found = [rows.read.get(timeout=30) for _ in range(4)]
+    assert [row for row, _ in found] == [2, 0, 3, 5], "and not the one after the next"
+    assert [thread == threading.get_ident() for _, thread in found] == [True, True, False, False]
+
+
+def test_steps_are_the_same_in_whatever_order_they_are_asked_for():
+    """In a resumed training the first one is any."""
+    in_order = [*WatchedRows().steps()]
+    for order in itertools.permutations(range(3)):
+        steps = WatchedRows().steps()
+        for index in order:
+            step, wanted = steps[index], in_order[index]
+            assert (step.index, step.rows, step.loss_units) == (index, wanted.rows, wanted.loss_units)
+            for micro, other in zip(step.micro_batches, wanted.micro_batches, strict=True):
+                assert (micro.rows, micro.share) == (other.rows, other.share)
+                assert all(torch.equal(micro.inputs[name], other.inputs[name]) for name in other.inputs)
+
+
+def test_a_step_that_cannot_be_read_is_an_error_when_it_is_asked_for():
+    steps = WatchedRows(broken=5).steps()
+    assert steps[0].rows == [2, 0]
+    with pytest.raises(OSError, match="row 5 is on a bad block"):
+        steps[1]
+    assert steps[2].rows == [1, 4]
 
 
 def test_a_pair_asks_for_both_of_its_sequences():

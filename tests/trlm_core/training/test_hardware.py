@@ -1,5 +1,7 @@
 """Hardware: what a device takes at once, and nothing that would change a number."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -20,6 +22,12 @@ def test_a_gpu_starts_from_the_report_s_execution(monkeypatch: pytest.MonkeyPatc
     hardware = detect_hardware(Execution(device="cuda"), REPORTED)
     assert (hardware.tokens_per_micro_batch, hardware.activation_checkpointing) == (32 * 4096, True)
     assert not detect_hardware(Execution(device="cuda"), None).activation_checkpointing
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_layers_are_compiled_only_where_somebody_asks_for_it(device: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert [detect_hardware(Execution(device=device, compile=asked), REPORTED).compile for asked in (False, True)] == [False, True]
 
 
 def test_the_user_s_budget_wins():

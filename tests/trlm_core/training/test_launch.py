@@ -1,5 +1,6 @@
 """Trainings in processes of their own, for real: a good end, bad ends, the end of their launcher, and two processes at once."""
 
+import math
 import os
 import signal
 import subprocess
@@ -28,7 +29,8 @@ from trlm_core.training.errors import (
 )
 from trlm_core.training.job import TrainingJob
 from trlm_core.training.launch import failure_of, run_training
-from trlm_core.training.reference import read_reference
+from trlm_core.training.memory_kills import KillCounter
+from trlm_core.training.reference import read_reference, write_reference
 from trlm_core.training.saves import newest_step
 from trlm_core.training.watch import Progress
 
@@ -141,6 +143,21 @@ def test_an_interrupted_launcher_lets_its_training_save_what_is_done_and_leaves_
     assert mlflow.MlflowClient(tracking_uri=run.uri).get_run(run.run_id).info.status == "KILLED"
 
 
+def test_a_training_has_the_seconds_of_its_execution_to_end_when_it_is_asked_to_and_not_torchrun_s_thirty(
+    make_job: Callable[..., TrainingJob], sft_training_of: Callable, launcher_of: Callable[[TrainingJob], subprocess.Popen[str]]
+):
+    job = make_job(sft_training_of(epochs=10_000), tokens=1)
+    launcher = launcher_of(job.model_copy(update={"execution": job.execution.model_copy(update={"stop_seconds": 3})}))
+    started = psutil.Process(launcher.pid).children(recursive=True)
+    (worker,) = [process for process in started if WORKER in process.cmdline() and "torch.distributed.run" not in process.cmdline()]
+    worker.suspend()  # as one that is still saving
+    asked = time.monotonic()
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=60) != 0
+    assert 3 <= time.monotonic() - asked < 20
+    assert list(_still_running(started)) == []
+
+
 def test_a_training_that_stands_still_is_ended_and_can_go_on(make_job: Callable[..., TrainingJob], sft_training_of: Callable):
     job = make_job(sft_training_of(epochs=10_000), tokens=1)
     job = job.model_copy(update={"execution": job.execution.model_copy(update={"stall_seconds": 15.0})})
@@ -154,6 +171,55 @@ def test_a_training_that_stands_still_is_ended_and_can_go_on(make_job: Callable[
     with pytest.raises(TrainingStalledError, match=r"wanted progress, got none for 15 s \(training \d+ of 60,000\); it is ended"):
         run_training(lambda scratch: job, stop_the_worker)
     assert list(_still_running(seen)) == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_that_the_kernel_kills_for_its_memory_goes_on_with_half_the_tokens(
+    processes: int, make_job: Callable[..., TrainingJob], sft_training_of: Callable, tmp_path: Path
+):
+    job = make_job(sft_training_of(epochs=10_000), tokens=150)
+    job = job.model_copy(update={"execution": job.execution.model_copy(update={"processes": processes, "save_steps": 1})})
+    counter = tmp_path / "memory.events"
+    counter.write_text("max 3\noom 1\noom_kill 1\n")
+
+    def kill_the_worker(progress: Progress) -> None:
+        if newest_step(job.workspace / "saves"):
+            counter.write_text("max 9\noom 2\noom_kill 2\n")
+            _kill_a_worker()
+
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"wanted memory for micro-batches of 150 tokens, .* got SIGKILL, and 1 more oom_kill in .*memory\.events; the next try",
+    ):
+        run_training(lambda scratch: job, kill_the_worker, counter=KillCounter(counter))
+    ended = newest_step(job.workspace / "saves")
+    assert ended
+    for left in (job.progress, job.error_files / "tokens_per_micro_batch"):
+        left.unlink()  # the next try has a folder of its own for them
+    begun: list[Progress] = []
+
+    def stop_it(progress: Progress) -> None:
+        begun.append(progress)
+        _kill_a_worker()
+
+    with pytest.raises(TrainingKilledError):
+        run_training(lambda scratch: job, stop_it, counter=KillCounter(counter))
+    assert begun[0].done_before == ended, "it went on from its save"
+    assert (job.workspace / "tokens_per_micro_batch").read_text() == "75"
+    assert (job.error_files / "tokens_per_micro_batch").read_text() == "75", "which the next process took"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_that_somebody_else_kills_can_go_on_and_keeps_its_tokens(
+    processes: int, make_job: Callable[..., TrainingJob], sft_training_of: Callable, tmp_path: Path
+):
+    job = make_job(sft_training_of(epochs=10_000), tokens=150)
+    job = job.model_copy(update={"execution": job.execution.model_copy(update={"processes": processes})})
+    counter = tmp_path / "memory.events"
+    counter.write_text("oom_kill 1\n")
+    with pytest.raises(TrainingKilledError, match="the training process ended with 1"):
+        run_training(lambda scratch: job, lambda progress: _kill_a_worker(), counter=KillCounter(counter))
+    assert not (job.workspace / "tokens_per_micro_batch").exists()
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
@@ -172,6 +238,17 @@ def test_two_processes_give_the_curve_of_one(
     same = {name for name in one[0] if not name.endswith("per_second")} - {"seconds", "padded_tokens"}
     for name in sorted(same):
         assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-4, abs=1e-5), name
+
+
+def test_two_processes_tell_the_row_that_makes_a_loss_not_finite(make_job: Callable[..., TrainingJob], dpo_training_of: Callable):
+    job = make_job(dpo_training_of(), tokens=150)
+    assert job.reference is not None
+    chosen, rejected = read_reference(job.reference)
+    chosen[13] = math.nan
+    write_reference(job.reference, chosen, rejected)
+    job = job.model_copy(update={"execution": job.execution.model_copy(update={"processes": 2})})
+    with pytest.raises(TrainingFailedError, match="wanted a finite loss, got nan; found in: literal row 13; mend these rows"):
+        run_training(lambda scratch: job, lambda progress: None)
 
 
 def test_the_process_that_has_a_reason_is_heard_above_those_that_lost_it(tmp_path: Path):
@@ -209,6 +286,13 @@ def test_an_ending_becomes_the_error_that_says_what_to_do(kind: Any, can_be_cut:
     failure = failure_of(1, ending, tmp_path / "training.log")
     assert type(failure) is error or (kind == "stopped" and isinstance(failure, error))
     assert words in str(failure)
+
+
+def _kill_a_worker() -> None:
+    """The last of the group, if any is left; not torchrun, which has their name in its command too."""
+    found = [process for process in psutil.Process().children(recursive=True) if WORKER in process.cmdline()]
+    for worker in [process for process in found if "torch.distributed.run" not in process.cmdline()][-1:]:
+        worker.kill()
 
 
 def _still_running(processes: list[psutil.Process]) -> Iterator[psutil.Process]:

@@ -1,7 +1,10 @@
 """A stage in the store: taken up where its trainer was killed, its reference log-probs made once, its workspace gone at the end."""
 
+import dataclasses
 import shutil
+import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from trlm_core.tracking import RunAddress, Tracker
 from trlm_core.training.checkpoint import read_history
 from trlm_core.training.errors import TrainingKilledError
 from trlm_core.training.job import TrainingJob
+from trlm_core.training.node import Node
 from trlm_core.training.reference import reference_spec
 from trlm_core.training.specs import checkpoint_spec
 from trlm_core.training.stage import StageTraining
@@ -101,3 +105,36 @@ def test_reference_log_probs_are_an_artifact_that_another_rate_reuses(
     assert found is not None
     assert found.counts == {"pairs": 48}
     assert phases == [["reference", "training"], ["training"]]
+
+
+@pytest.mark.long
+def test_a_second_node_waits_for_reference_log_probs_comes_back_for_a_second_try_and_leaves_nothing(
+    store: Store, training_of: Callable[..., StageTraining], dpo_training_of: Callable
+):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        meeting = {"nodes": 2, "rendezvous": f"127.0.0.1:{listener.getsockname()[1]}"}
+    seen: list[list[Progress]] = [[], []]
+    execution = EXECUTION.model_copy(update=meeting)
+    killed = dataclasses.replace(training_of(dpo_training_of(epochs=20), kill_at(8)), execution=execution)
+    first = dataclasses.replace(killed, on_progress=seen[0].append)
+    further = execution.model_copy(update={"node_rank": 1})
+    node = Node(store, killed.recipe, killed.stage, killed.dataset, killed.start, further, seen[1].append)
+    with ThreadPoolExecutor(1) as threads:
+        part = threads.submit(node.take_part)
+        with pytest.raises(TrainingKilledError):
+            killed.checkpoint()
+        manifest = first.checkpoint()
+        assert part.result() is None
+    assert {progress.phase for progress in seen[1]} == {"training"}, "the first computes the reference log-probs alone"
+    assert seen[0][-1].done_before == seen[1][-1].done_before > 0
+    assert seen[0][-1].step == seen[1][-1].step == manifest.counts["steps"] == 120
+    assert not any((store.root / ".unfinished").iterdir())
+    node.take_part()  # of a stage that is finished: nothing, at once
+
+
+def test_a_further_node_does_not_build_what_the_first_holds(training_of: Callable[..., StageTraining], sft_training_of: Callable):
+    further = EXECUTION.model_copy(update={"nodes": 2, "node_rank": 1, "rendezvous": "127.0.0.1:29500"})
+    stage = dataclasses.replace(training_of(sft_training_of(), print), execution=further)
+    with pytest.raises(ValueError, match="node_rank: wanted 0, which holds the store, got 1"):
+        stage.checkpoint()

@@ -16,7 +16,7 @@ from trlm_core.training.sft import StepSFTTrainer
 from trlm_core.training.trl_config import dpo_config, sft_config
 from trlm_core.training.worker import make_trainer
 
-CPU = Hardware(device="cpu", threads=1, tokens_per_micro_batch=384, activation_checkpointing=False, laid_attention=None)
+CPU = Hardware(device="cpu", threads=1, tokens_per_micro_batch=384, activation_checkpointing=False, compile=False, laid_attention=None)
 CHANGES: dict[str, dict[str, Any]] = {
     "epochs": {"epochs": 3},
     "sequences_per_step": {"sequences_per_step": 6},
