@@ -1,27 +1,24 @@
 """The command `trlm`: run a recipe, show one, list a store."""
 
 import json
-import logging
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.printed import print_blend, print_outcome, print_plan, print_training
+from flows.commands import AsJson, Device, Name, Settings, StoreAddress, TrackingAddress, clear_errors, set_up_environment
+from flows.printed import print_blend, print_outcome, print_plan, print_progress, print_training
 from flows.run_server import run_server
-from trlm_core.artifacts.errors import StoreConnectionError
-from trlm_core.artifacts.full_disk import is_full_disk, told
+from flows.trm_cli import chat, trm_app
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
-from trlm_core.data.errors import PublishConnectionError, SourceConnectionError
-from trlm_core.recipes.execution import Execution
+from trlm_core.recipes.execution import Execution, check_group
 from trlm_core.recipes.load import load_recipe, lock_path, overlay_names, recipe_names
 from trlm_core.recipes.lock import read_lock, write_lock
 from trlm_core.recipes.schema import Recipe
-from trlm_core.training.hardware import HUGE_PAGES
 
 if TYPE_CHECKING:
     from flows.parameters import RecipeChoice
@@ -33,20 +30,14 @@ recipe_app = typer.Typer(no_args_is_help=True, help="Show recipes and their sche
 store_app = typer.Typer(no_args_is_help=True, help="Look into a store.")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(store_app, name="store")
+app.add_typer(trm_app, name="trm")
+app.command()(chat)
 
-Name = Annotated[str, typer.Argument(help="A recipe's name, or the path of its YAML file.")]
 StageOf = Annotated[str, typer.Argument(help="stage1_sft, stage2_sft_think or stage3_dpo.")]
-AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
 Variant = Annotated[str | None, typer.Option(help="Overlay of the recipe: report, reference or improved.")]
 Budget = Annotated[str | None, typer.Option(help="Overlay of the recipe: a larger budget.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda (NVIDIA, ROCm) or mps.")]
 TokensPerMicroBatch = Annotated[int | None, typer.Option(help="Padded tokens of one forward; changes no number.")]
 Home = Annotated[Path, typer.Option(help="Folder of their databases and logs.")]
-TrackingAddress = Annotated[
-    str | None, typer.Option("--tracking-uri", help="MLflow's address; a database in the store by default.", envvar="MLFLOW_TRACKING_URI")
-]
-StoreAddress = Annotated[str, typer.Option(help="The store: a folder, a file: or an s3://bucket/prefix address.", envvar="TRLM_STORE")]
 
 
 @app.command()
@@ -63,11 +54,11 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe from its sources to its report."""
-    with _clear_errors():
+    with clear_errors():
         recipe = load_recipe(name, variant=variant, budget=budget, settings=settings or [])
         execution = Execution.model_validate({"device": device, "tokens_per_micro_batch": tokens_per_micro_batch})
         if dry_run:
-            return print_plan(recipe)
+            return print_plan(recipe, execution)
         opened = Store.open(store)
         choice = {"name": name, "variant": variant, "budget": budget, "settings": tuple(settings or ())}
         where = {"store": opened.address, "tracking_uri": tracking_uri, "execution": execution}
@@ -95,7 +86,7 @@ def blend(
     as_json: AsJson = False,
 ) -> None:
     """Build one stage's blend and stage dataset from their sources."""
-    with _clear_errors():
+    with clear_errors():
         opened = Store.open(store)
         choice = _resolved({"name": name, "variant": variant, "budget": budget, "settings": tuple(settings or ())}, latest)
         kept = _kept_blend(opened, choice.load(), stage)
@@ -126,22 +117,35 @@ def train(
     tracking_uri: TrackingAddress = None,
     device: Device = "auto",
     tokens_per_micro_batch: TokensPerMicroBatch = None,
-    processes: Annotated[int, typer.Option(help="Of the training on this machine, one a GPU.")] = 1,
+    processes: Annotated[int, typer.Option(help="Of the training on each machine, one a GPU.")] = 1,
+    sharding: Annotated[
+        Literal["none", "full"], typer.Option(help="Full: each process holds its part of weights, gradients and moments (FSDP).")
+    ] = "none",
+    compile_layers: Annotated[bool, typer.Option("--compile", help="The decoder layers by torch.compile; changes no number.")] = False,
+    nodes: Annotated[int, typer.Option(help="Machines; on each this command, with a --node-rank of its own.")] = 1,
+    node_rank: Annotated[int, typer.Option(help="Which of them this is; 0 has tracking, saves, store and publishing.")] = 0,
+    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Of node 0, where they meet.")] = None,
     save_steps: Annotated[
         int | None, typer.Option(help="Steps from one save to the next; by default the report's, or by time alone.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one stage from its finished stage dataset and its parent checkpoint."""
-    with _clear_errors():
+    with clear_errors():
         opened = Store.open(store)
         choice = {"name": name, "variant": variant, "budget": budget, "settings": tuple(settings or ())}
         recipe = load_recipe(**choice)
         _check_stage(recipe, stage)
-        how = {"device": device, "tokens_per_micro_batch": tokens_per_micro_batch, "processes": processes, "save_steps": save_steps}
-        where = {"store": opened.address, "tracking_uri": tracking_uri, "execution": Execution.model_validate(how)}
+        how = {"device": device, "tokens_per_micro_batch": tokens_per_micro_batch, "save_steps": save_steps, "compile": compile_layers}
+        group = {"processes": processes, "sharding": sharding, "nodes": nodes, "node_rank": node_rank, "rendezvous": rendezvous}
+        execution = Execution.model_validate({**how, **group})
+        check_group(execution, recipe.stage(stage).training.sequences_per_step)
+        if node_rank:
+            return _take_part(opened, recipe, stage, execution)
+        where = {"store": opened.address, "tracking_uri": tracking_uri, "execution": execution}
         published = _run_training(stage, choice, where, {"repo": publish, "when": publish_when} if publish else None)
     print_training(opened, recipe, stage, published, as_json)
+    return None
 
 
 @recipe_app.command("lock")
@@ -149,7 +153,7 @@ def lock(name: Name, variant: Variant = None, budget: Budget = None) -> None:
     """Resolve the names among the revisions (main) of every variant, or of one, and write them beside the recipe."""
     from trlm_core.data.revisions import resolved
 
-    with _clear_errors():
+    with clear_errors():
         variants = [variant] if variant else overlay_names(name, "variants") or [None]
         pins: dict[str, str] = {}
         for each in variants:
@@ -172,7 +176,7 @@ def show(
     """Print the resolved recipe."""
     import yaml
 
-    with _clear_errors():
+    with clear_errors():
         tree = load_recipe(name, variant=variant, budget=budget, settings=settings or []).model_dump(mode="json")
     typer.echo(json.dumps(tree, indent=1) if as_json else yaml.safe_dump(tree, sort_keys=False, width=120))
 
@@ -192,7 +196,7 @@ def schema() -> None:
 @store_app.command("ls")
 def list_store(store: StoreAddress = "runs", as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Finished artifacts of a store, a line each."""
-    with _clear_errors():
+    with clear_errors():
         manifests = _existing_store(store).manifests()
     for manifest in manifests:
         if as_json:
@@ -209,14 +213,14 @@ def verify(
     store: StoreAddress = "runs",
 ) -> None:
     """Check every byte, field and count of finished artifacts; exit code 1 where something is wrong."""
-    with _clear_errors():
+    with clear_errors():
         opened = _existing_store(store)
         from trlm_core.verify import artifacts_below, objections
 
         addresses = artifacts_below(opened, address)
     wrong = 0
     for each in addresses:
-        with _clear_errors():
+        with clear_errors():
             reasons = objections(opened, each)
         wrong += bool(reasons)
         typer.echo(f"{'damaged' if reasons else 'whole  '}  {each}")
@@ -241,7 +245,7 @@ def up(
     """Start Prefect's server, MLflow, the deployments and a worker for each work pool on this machine, on loopback."""
     from flows.services import POOLS, Machine, start
 
-    with _clear_errors():
+    with clear_errors():
         machine = Machine(home.resolve(), Store.open(store).address, prefect_port, mlflow_port, database_url)
         os.environ.update(machine.environment)  # before Prefect is imported
         start(machine, _deploy, tuple(pool or POOLS))
@@ -265,7 +269,7 @@ def down(home: Home = Path("runs/services")) -> None:
 @app.command()
 def deploy() -> None:
     """Make work pools, deployments and automations on the server that PREFECT_API_URL names; twice is as once."""
-    with _clear_errors():
+    with clear_errors():
         _deploy()
 
 
@@ -283,13 +287,13 @@ def _existing_store(address: str) -> Store:
 
 
 def _run_pipeline(recipe: Recipe, store: Store, choice: dict[str, Any], where: dict[str, Any]) -> None:
-    _set_up_environment()
+    set_up_environment()
     with run_server() as wait_for_server:
         from trlm_core.plan import check_machine, check_pipeline
 
         with store.held():
             check_pipeline(recipe)
-            check_machine(recipe, store.root)
+            check_machine(recipe, store.root, where["execution"])
         from flows.parameters import RecipeChoice
         from flows.trlm_pipeline import local_pipeline
         from tasks.place import Where
@@ -320,7 +324,7 @@ def _check_stage(recipe: Recipe, stage: str) -> None:
 
 
 def _run_blend(store: Store, stage: str, choice: "RecipeChoice", where: dict[str, Any], publish: str | None, runner: str) -> None:
-    _set_up_environment()
+    set_up_environment()
     if runner == "ray":
         from tasks.runners import check_runner
 
@@ -341,7 +345,7 @@ def _run_blend(store: Store, stage: str, choice: "RecipeChoice", where: dict[str
 
 def _run_training(stage: str, choice: dict[str, Any], where: dict[str, Any], publish: dict[str, str] | None) -> str | None:
     """Address of the commit where it is published."""
-    _set_up_environment()
+    set_up_environment()
     with run_server() as wait_for_server:
         from flows.parameters import RecipeChoice
         from flows.train_stage import train as train_stage
@@ -364,6 +368,20 @@ def _run_training(stage: str, choice: dict[str, Any], where: dict[str, Any], pub
     return (published.url if published else f"{to.repo} (changed since)") if to else None
 
 
+def _take_part(store: Store, recipe: Recipe, stage: str, execution: Execution) -> None:
+    """As a further node: without Prefect and MLflow, which the first has."""
+    set_up_environment()
+    from trlm_core.lineage import Lineage, finished
+    from trlm_core.plan import check_machine
+    from trlm_core.training.node import Node
+
+    check_machine(recipe, store.root, execution)
+    lineage, chosen = Lineage(recipe), recipe.stage(stage)
+    dataset, parent = (finished(store, needed) for needed in (lineage.dataset(chosen), lineage.parent(chosen)))
+    Node(store, recipe, chosen, dataset, parent, execution, print_progress).take_part()
+    typer.echo(f"node {execution.node_rank} is done; node 0 writes the checkpoint")
+
+
 def _published(store: Store, blended: Manifest | None, repo: str, ran: bool) -> str:
     """Address of the commit. `ran`: the flow has published it just now, and this only finds where."""
     from trlm_core.data.publish import found, publish
@@ -375,34 +393,6 @@ def _published(store: Store, blended: Manifest | None, repo: str, ran: bool) -> 
     if not ran and not publication.is_new:
         typer.echo(f"Already there: {repo} is this blend at commit {publication.commit}")
     return publication.url
-
-
-def _set_up_environment() -> None:
-    """Before torch and Prefect are imported. What the user has set himself stays."""
-    for variable, value in HUGE_PAGES.items():
-        os.environ.setdefault(variable, value)
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # The core logs what it reuses, what it builds and why: to the terminal, and with Prefect's logs to the UI.
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "trlm_core")
-    logging.getLogger("trlm_core").setLevel(logging.INFO)
-
-
-class _clear_errors:  # noqa: N801
-    """A user's mistake or a full disk is one line on standard error and exit code 2, not a traceback."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | StoreConnectionError | SourceConnectionError | PublishConnectionError):
-            _fail(str(error))
-        if error is not None and is_full_disk(error):
-            _fail(told(error))
-
-
-def _fail(what: str) -> NoReturn:
-    typer.echo(f"trlm: {what}", err=True)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import typer
 
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
+from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import Recipe
+from trlm_core.training.watch import Progress
 
 
 def print_blend(store: Store, blended: Manifest | None, published: str | None, as_json: bool) -> None:
@@ -34,12 +36,17 @@ def _print_end(manifest: Manifest, published: str | None, as_json: bool) -> None
         typer.echo(json.dumps({**line, "published": published}))
 
 
-def print_plan(recipe: Recipe) -> None:
+def print_progress(progress: Progress) -> None:
+    left = "" if progress.seconds_left is None else f", {progress.seconds_left / 60:.0f} minutes left"
+    typer.echo(f"step {progress.step:,} of {progress.steps:,}{left}")
+
+
+def print_plan(recipe: Recipe, execution: Execution) -> None:
     import yaml
 
     from trlm_core.plan import make_plan
 
-    plan = make_plan(recipe)
+    plan = make_plan(recipe, execution)
     typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120))
     typer.echo(f"{'stage':<20}{'rows':>10}{'tokens':>14}{'steps':>8}")
     for stage in plan.stages:

@@ -4,6 +4,7 @@ import functools
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,25 +36,15 @@ def database_in(store: Store) -> str:
     return f"sqlite:///{store.root / 'mlflow.db'}"
 
 
-class Place(BaseModel):
+class AnyPlace(BaseModel):
+    """The place of a run, whatever kind of recipe it builds."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    recipe: Recipe
     store_address: str
     tracking_uri: str
     execution: Execution
     run: RunAddress | None  # the pipeline's own run, once it is open
-
-    @classmethod
-    def of(cls, recipe: Recipe, where: Where) -> "Place":
-        """Raises ValueError where no store is named, StoreError where it cannot be used."""
-        address = where.store or os.environ.get("TRLM_STORE")
-        if not address:
-            raise ValueError("store: wanted its address, got none; set where.store, or TRLM_STORE in the worker's environment")
-        store = _opened(address)
-        uri = where.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or database_in(store)
-        run = RunAddress(uri=uri, run_id=where.pipeline_run) if where.pipeline_run else None
-        return cls(recipe=recipe, store_address=store.address, tracking_uri=uri, execution=where.execution, run=run)
 
     @property
     def where(self) -> Where:
@@ -74,6 +65,18 @@ class Place(BaseModel):
     def tracker(self) -> Tracker:
         return Tracker(self.tracking_uri, artifacts=self.store.root / "mlflow-artifacts")
 
+    def folder(self, manifest: Manifest) -> Path:
+        return self.store.folder(manifest)
+
+
+class Place(AnyPlace):
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, recipe: Recipe, where: Where) -> "Place":
+        """Raises ValueError where no store is named, StoreError where it cannot be used."""
+        return cls(recipe=recipe, **addresses(where))
+
     @property
     def lineage(self) -> Lineage:
         return Lineage(self.recipe)
@@ -82,8 +85,19 @@ class Place(BaseModel):
     def evaluation(self) -> Evaluation:
         return self.lineage.evaluation
 
-    def folder(self, manifest: Manifest) -> Path:
-        return self.store.folder(manifest)
+
+def addresses(where: Where) -> dict[str, Any]:
+    """A place's fields but its recipe, with what the environment says.
+
+    Raises ValueError where no store is named, StoreError where it cannot be used.
+    """
+    address = where.store or os.environ.get("TRLM_STORE")
+    if not address:
+        raise ValueError("store: wanted its address, got none; set where.store, or TRLM_STORE in the worker's environment")
+    store = _opened(address)
+    uri = where.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or database_in(store)
+    run = RunAddress(uri=uri, run_id=where.pipeline_run) if where.pipeline_run else None
+    return {"store_address": store.address, "tracking_uri": uri, "execution": where.execution, "run": run}
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect.runtime import flow_run as this_run
 
-from tasks.place import Place, Where
+from tasks.place import AnyPlace, Place, Where
 from tasks.reconcile import FLOW_RUN, reconcile
 from trlm_core.artifacts.manifest import MANIFEST_NAME, Manifest
 from trlm_core.artifacts.store import Spec
@@ -37,7 +37,7 @@ def reading_at(recipe: Recipe, where: Where) -> Place:
 def training_at(recipe: Recipe, where: Where) -> Place:
     """The place of a training, on a machine that can do it."""
     place = work_at(recipe, where)
-    check_machine(recipe, place.store.root)
+    check_machine(recipe, place.store.root, place.execution)
     return place
 
 
@@ -50,18 +50,24 @@ def pipeline_run(recipe: Recipe, where: Where, *, trains: bool) -> Iterator[Plac
     place = Place.of(recipe, where)
     check_pipeline(recipe)
     if trains:
-        check_machine(recipe, place.store.root)
+        check_machine(recipe, place.store.root, place.execution)
     params = recipe.model_dump(mode="json", exclude={"stages", "families"})
+    with held_run(place, recipe.name, params, {"trlm.variant": recipe.variant}) as run:
+        yield place.model_copy(update={"run": run})
+
+
+@contextlib.contextmanager
+def held_run(place: AnyPlace, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[RunAddress]:
+    """Hold the store, close what dead runs left open, and open a run that others belong to."""
     with place.store.held() as hold:
         reconcile(place.tracker, held_store=place.store_identity)
         deliver_kept(place.store.root / UNDELIVERED, DELIVERY_SECONDS)
-        tags = {"trlm.kind": "pipeline", "trlm.variant": recipe.variant, **_origin(place)}
-        with tracked(place.tracker, recipe.name, params=params, tags=tags) as run:
-            yield place.model_copy(update={"run": run})
+        with tracked(place.tracker, name, params=params, tags={"trlm.kind": "pipeline", **tags, **_origin(place)}) as run:
+            yield run
             hold.check()
 
 
-def built(place: Place, spec: Spec, params: Mapping[str, Any], build: Callable[[RunAddress], Manifest]) -> Manifest:
+def built(place: AnyPlace, spec: Spec, params: Mapping[str, Any], build: Callable[[RunAddress], Manifest]) -> Manifest:
     """The artifact of this spec: reused, or built under a child run that keeps its manifest."""
     found = place.store.find(spec)
     if found is not None:
@@ -70,7 +76,7 @@ def built(place: Place, spec: Spec, params: Mapping[str, Any], build: Callable[[
         return _kept(place, run, build)
 
 
-def trained(place: Place, spec: Spec, params: Mapping[str, Any], build: Callable[[RunAddress], Manifest]) -> Manifest:
+def trained(place: AnyPlace, spec: Spec, params: Mapping[str, Any], build: Callable[[RunAddress], Manifest]) -> Manifest:
     """As `built`; but what was begun before, and killed or failed, goes on in the run that it had then."""
     found = place.store.find(spec)
     if found is not None:
@@ -79,20 +85,20 @@ def trained(place: Place, spec: Spec, params: Mapping[str, Any], build: Callable
         return _kept(place, run, build)
 
 
-def _kept(place: Place, run: RunAddress, build: Callable[[RunAddress], Manifest]) -> Manifest:
+def _kept(place: AnyPlace, run: RunAddress, build: Callable[[RunAddress], Manifest]) -> Manifest:
     manifest = build(run)
     log_file(run, place.folder(manifest) / MANIFEST_NAME)
     return manifest
 
 
 @contextlib.contextmanager
-def child_run(place: Place, spec: Spec, params: Mapping[str, Any], memory: Path | None = None) -> Iterator[RunAddress]:
+def child_run(place: AnyPlace, spec: Spec, params: Mapping[str, Any], memory: Path | None = None) -> Iterator[RunAddress]:
     parent = place.run.run_id if place.run else None
     tags = {"trlm.kind": spec.kind, "trlm.fingerprint": spec.fingerprint, **_origin(place)}
     with tracked(place.tracker, f"{spec.kind}/{spec.name}", params=params, tags=tags, parent=parent, memory=memory) as run:
         yield run
 
 
-def _origin(place: Place) -> dict[str, str]:
+def _origin(place: AnyPlace) -> dict[str, str]:
     """Who opened an MLflow run: by it, a run whose flow run is over is found and closed."""
     return {"trlm.store": place.store_identity, FLOW_RUN: str(this_run.id)}

@@ -199,6 +199,16 @@ def log_metrics(run: RunAddress, metrics: Mapping[str, float], step: int = 0) ->
     _client(run.uri).log_batch(run.run_id, metrics=[Metric(key, float(value), moment, step) for key, value in metrics.items()])
 
 
+def log_history(run: RunAddress, history: Sequence[Mapping[str, float]]) -> None:
+    """The curves of a training that is over: a line a step, with its number under `step`."""
+    from mlflow.entities import Metric
+
+    moment = int(time.time() * 1000)
+    metrics = [Metric(key, float(value), moment, int(line["step"])) for line in history for key, value in line.items() if key != "step"]
+    for begin in range(0, len(metrics), METRICS_IN_A_BATCH):
+        _client(run.uri).log_batch(run.run_id, metrics=metrics[begin : begin + METRICS_IN_A_BATCH])
+
+
 @dataclass(frozen=True)
 class Point:
     """One value of one metric."""

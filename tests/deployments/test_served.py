@@ -13,7 +13,7 @@ from trlm_core.artifacts.store import Store
 
 STAGES = ("stage1_sft", "stage2_sft_think", "stage3_dpo")
 DEPLOYMENTS = {
-    *("trlm/full-pipeline", "trlm/local", "evaluate/checkpoint", "reconcile/runs"),
+    *("trlm/full-pipeline", "trlm/local", "evaluate/checkpoint", "reconcile/runs", "trm/smollm2-135m", "trm/smollm3-3b"),
     *(f"{flow}/stage-{number}" for flow in ("blend", "train") for number in (1, 2, 3)),
 }
 LONG = ("stages.stage1_sft.training.epochs=400",)  # minutes on a tiny model

@@ -3,15 +3,16 @@
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from trlm_core.recipes.lock import pinned, read_lock
 from trlm_core.recipes.schema import Recipe
 
 RECIPES = Path(__file__).parent
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class RecipeError(ValueError):
@@ -36,7 +37,7 @@ def load_recipe(
     pins: Mapping[str, str] | None = None,
 ) -> Recipe:
     """The recipe of this name, or of a YAML file at this path, its revisions pinned by its lock, or by `pins`. Raises RecipeError."""
-    tree = _read_yaml(_recipe_file(name))
+    tree = read_yaml(_recipe_file(name))
     for kind, chosen in (("variants", variant), ("budgets", budget)):
         tree = merged(tree, _overlay(name, kind, chosen))
     for setting in settings:
@@ -52,8 +53,12 @@ def lock_path(name: str) -> Path:
 
 
 def parse_recipe(tree: Mapping[str, Any], *, where: str) -> Recipe:
+    return parsed(Recipe, tree, where=where)
+
+
+def parsed(schema: type[Schema], tree: Mapping[str, Any], *, where: str) -> Schema:
     try:
-        return Recipe.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(f"recipe {where}: " + "; ".join(_words(item) for item in error.errors())) from error
 
@@ -118,14 +123,14 @@ def _overlay(name: str, kind: str, chosen: str | None) -> dict[str, Any]:
         return {}
     if chosen not in choices:
         raise RecipeError(f"recipe {name}: wanted {kind[:-1]} {' | '.join(choices) or '(it has none)'}, got {chosen!r}")
-    return _read_yaml(RECIPES / name / kind / f"{chosen}.yaml")
+    return read_yaml(RECIPES / name / kind / f"{chosen}.yaml")
 
 
 def _is_named_list(tree: Any) -> bool:
     return isinstance(tree, list) and bool(tree) and all(isinstance(item, Mapping) and "name" in item for item in tree)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(), Loader=_Yaml12Floats)
     except yaml.YAMLError as error:

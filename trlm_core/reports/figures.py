@@ -82,8 +82,8 @@ def curve(number: int, title: str, unit: str, points: Sequence[tuple[int, float]
         axes.plot(steps, values, color=CURVE, linewidth=0.7, alpha=0.4)
         axes.plot(steps, smooth, color=CURVE, linewidth=1.8)
         figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
-        _label(axes, unit)
-        svg = _svg(figure, title, f"figure-{number}-")
+        label_axes(axes, "optimizer step", unit)
+        svg = inline_svg(figure, title, f"figure-{number}-")
     return Curve(number, title, svg, smooth[0], smooth[-1], len(steps))
 
 
@@ -97,9 +97,9 @@ def _unit(stage: Stage, metric: str) -> str:
     return LOSS_UNITS[stage.training.loss_type] if metric == "loss" else UNITS[metric]
 
 
-def _label(axes: Axes, unit: str) -> None:
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(unit)
+def label_axes(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     axes.set_facecolor("none")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -108,7 +108,7 @@ def _label(axes: Axes, unit: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _svg(figure: Figure, title: str, prefix: str) -> str:
+def inline_svg(figure: Figure, title: str, prefix: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=NO_METADATA)
     text = buffer.getvalue()

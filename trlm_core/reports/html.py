@@ -1,11 +1,14 @@
 """The report as one page: sections in order, set by templates/report.html.jinja; everything a model or a person wrote is escaped."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trlm_core.artifacts.store import Store
+from trlm_core.recipes.schema import Recipe
+from trlm_core.recipes.trm_schema import TRMRecipe
 from trlm_core.reports.compare import STAGE_LABELS, Numbers
 from trlm_core.reports.examples import Example, examples
 from trlm_core.reports.figures import Curve, curves
@@ -22,6 +25,7 @@ from trlm_core.reports.score_tables import (
 )
 from trlm_core.reports.table import Table
 from trlm_core.training.checkpoint import read_history
+from trlm_core.trm.latent_example import LatentExample
 
 TEMPLATES = Path(__file__).parent / "templates"
 RESULTS_TEXT = (
@@ -48,24 +52,29 @@ class Section:
     tables: tuple[Table, ...] = ()
     curves: tuple[Curve, ...] = ()
     examples: tuple[Example, ...] = ()
+    latent_examples: tuple[LatentExample, ...] = ()
 
     @property
     def is_empty(self) -> bool:
-        return not (any(table.rows for table in self.tables) or self.curves or self.examples)
+        return not (any(table.rows for table in self.tables) or self.curves or self.examples or self.latent_examples)
 
 
 def report_page(store: Store, results: RunResults, numbers: Numbers) -> str:
-    """The whole page as HTML text; it asks nothing of the network and runs no script."""
+    return rendered(results.recipe, headline(results, numbers), sections(store, results, numbers))
+
+
+def rendered(recipe: Recipe | TRMRecipe, facts: Sequence[Fact], sections: Sequence[Section]) -> str:
+    """The whole page as HTML text, without its empty sections; it asks nothing of the network and runs no script."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return (
         environment.get_template("report.html.jinja")
         .render(
-            recipe=results.recipe,
+            recipe=recipe,
             style=(TEMPLATES / "report.css").read_text(),
-            facts=headline(results, numbers),
-            sections=[section for section in sections(store, results, numbers) if not section.is_empty],
+            facts=facts,
+            sections=[section for section in sections if not section.is_empty],
         )
         .lstrip()
     )

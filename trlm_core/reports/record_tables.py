@@ -32,8 +32,8 @@ def blend_tables(store: Store, each: StageResult) -> list[Table]:
 def settings_tables(recipe: Recipe) -> list[Table]:
     return [
         _stage_settings(recipe),
-        _leaf_table("The base and the packages that the problems come from.", _base_leaves(recipe)),
-        *([_leaf_table("The evaluation.", recipe.evaluation.model_dump(mode="json"))] if recipe.evaluation else []),
+        leaf_table("The base and the packages that the problems come from.", _base_leaves(recipe)),
+        *([leaf_table("The evaluation.", recipe.evaluation.model_dump(mode="json"))] if recipe.evaluation else []),
         *([_sizes(recipe)] if recipe.families else []),
     ]
 
@@ -45,8 +45,8 @@ def environment_tables(results: RunResults) -> list[Table]:
     versions = {name: sorted({each.packages[name] for each in manifests if name in each.packages}) for name in names}
     commits = sorted({manifest.git_commit or "outside a checkout" for manifest in manifests})
     return [
-        _leaf_table("The machine that wrote this report.", machine()),
-        _leaf_table("Commit and package versions that the artifacts were made with.", {"git commit": commits, **versions}),
+        leaf_table("The machine that wrote this report.", machine()),
+        leaf_table("Commit and package versions that the artifacts were made with.", {"git commit": commits, **versions}),
     ]
 
 
@@ -55,7 +55,7 @@ def artifact_table(results: RunResults) -> Table:
     for role, manifest in artifacts(results).items():
         seen.setdefault(manifest.address, Cell(_role_words(role)))
     by_address = {manifest.address: manifest for manifest in artifacts(results).values()}
-    rows = tuple((label, *_artifact_cells(by_address[address])) for address, label in seen.items())
+    rows = tuple((label, *artifact_cells(by_address[address])) for address, label in seen.items())
     return Table(
         "Addresses are below the store; a fingerprint is the sha256 of what the artifact was made from.",
         ("artifact", "address", "fingerprint", "size", "build, s"),
@@ -70,7 +70,7 @@ def _role_words(role: str) -> str:
     return f"{STAGE_LABELS[first]} {second.replace('held_out', 'held-out scores')}" if second else first
 
 
-def _artifact_cells(manifest: Manifest) -> tuple[Cell, ...]:
+def artifact_cells(manifest: Manifest) -> tuple[Cell, ...]:
     fingerprint = Cell(manifest.fingerprint[:12], kind="code", whole=manifest.fingerprint)
     return (code(manifest.address), fingerprint, number(byte_words(manifest.size)), number(f"{manifest.seconds:,.1f}"))
 
@@ -153,7 +153,7 @@ def _sizes(recipe: Recipe) -> Table:
     return Table("Sizes of the problems, in reasoning-gym's words.", ("family", "sizes"), rows, folded="Sizes of every family")
 
 
-def _leaf_table(caption: str, tree: Mapping[str, Any]) -> Table:
+def leaf_table(caption: str, tree: Mapping[str, Any]) -> Table:
     return Table(caption, ("setting", "value"), tuple((code(key), Cell(_shown(value))) for key, value in _leaves(tree)))
 
 

@@ -1,6 +1,6 @@
 """Sizes of a TRM: how wide it is, how often it recurs, and what it reads of a language model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -11,7 +11,7 @@ class RecursionConfig:
     width: int
     n_heads: int
     n_layers: int
-    n_latent_steps: int  # n: updates of z before one of y
+    n_latent_steps: int  # n: updates of z before one of y; 0: no z, and y from x at once (net_alone)
     n_deep_recursions: int  # T: latent recursions of a supervision step, of which the last one has a gradient
     n_supervision_steps: int  # N: at most so many supervision steps an example, in training
     halt_exploration_prob: float  # share of the examples that may not halt before a random number of steps
@@ -20,7 +20,9 @@ class RecursionConfig:
     def __post_init__(self) -> None:
         if self.width % (2 * self.n_heads):
             raise ValueError(f"width: wanted a multiple of {2 * self.n_heads} ({self.n_heads} heads of even size), got {self.width}")
-        for name in ("n_layers", "n_latent_steps", "n_deep_recursions", "n_supervision_steps"):
+        if self.n_latent_steps < 0:
+            raise ValueError(f"n_latent_steps: wanted at least 0, got {self.n_latent_steps}")
+        for name in ("n_layers", "n_deep_recursions", "n_supervision_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
 
@@ -81,6 +83,11 @@ PAPER = RecursionConfig(
     halt_exploration_prob=0.1,
     residual_init_scale="auto",
 )
+
+
+def net_alone(config: RecursionConfig) -> RecursionConfig:
+    """The same parameters without any recursion: each layer passed once. It starts from the same scale, which `auto` would make another."""
+    return replace(config, n_latent_steps=0, n_deep_recursions=1, n_supervision_steps=1, residual_init_scale=config.residual_scale)
 
 
 def depth_of_a_step(config: RecursionConfig) -> int:

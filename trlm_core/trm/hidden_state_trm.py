@@ -37,8 +37,12 @@ class HiddenStateTRM(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def read(self, h_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """[B, M, d]: the prompt as the recursion sees it. Standardising takes away what tells slots apart, so they are added back."""
-        return 2**-0.5 * (self.norm.standardise_pre(self.compressor(h_BLD, mask_BL)) + self.slots_Md)
+        """[B, M, d]: the prompt as the recursion sees it."""
+        return self.place(self.compressor(h_BLD, mask_BL))
+
+    def place(self, latents_BMd: Tensor) -> Tensor:
+        """A prompt's latents in their slots. Standardising takes away what tells slots apart, so they are added back."""
+        return 2**-0.5 * (self.norm.standardise_pre(latents_BMd) + self.slots_Md)
 
     def init_state(self, x_BMd: Tensor) -> tuple[Tensor, Tensor]:
         return self.core.init_state(x_BMd)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trlm_core.trm.config import HiddenStateConfig, LatentThoughtConfig, LoraConfig, RecursionConfig
 from trlm_core.trm.latent_thought_model import LatentThoughtModel, embedding_scale
@@ -66,7 +66,8 @@ def load_latent_checkpoint(folder: Path, base: PreTrainedModel | None = None, dt
 
 
 def load_latent_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(str(folder))
+    # With a configuration of no model: the folder's own is of a kind that transformers warns of.
+    return AutoTokenizer.from_pretrained(str(folder), config=PretrainedConfig(), local_files_only=True)
 
 
 def _document(folder: Path) -> dict[str, Any]:

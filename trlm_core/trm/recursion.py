@@ -45,7 +45,9 @@ class RecursiveReasoningBase(nn.Module):
         return self.y_init_D.to(x_BLD.dtype).expand_as(x_BLD), self.z_init_D.to(x_BLD.dtype).expand_as(x_BLD)
 
     def latent_recursion(self, x_BLD: Tensor, y_BLD: Tensor, z_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """n times z from x, y and z; then y from y and z."""
+        """n times z from x, y and z; then y from y and z. Where n is 0 it is the net alone: y from x."""
+        if self.config.n_latent_steps == 0:
+            return self.net(x_BLD), z_BLD
         for _ in range(self.config.n_latent_steps):
             z_BLD = self.net(x_BLD + y_BLD + z_BLD)
         return self.net(y_BLD + z_BLD), z_BLD

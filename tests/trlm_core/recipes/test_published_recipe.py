@@ -6,6 +6,7 @@ import pytest
 
 from trlm_core.artifacts.fingerprint import changed_fields
 from trlm_core.plan import make_plan
+from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.load import load_recipe
 from trlm_core.recipes.schema import DPOTraining, HubBase, HubSource, Recipe, SFTTraining
 
@@ -167,8 +168,8 @@ def test_system_prompts_grow_from_stage_to_stage(report: Recipe):
 
 
 def test_the_report_s_stages_take_1359_609_and_390_steps(report: Recipe):
-    assert [stage.steps for stage in make_plan(report).stages] == [58_000 * 3 // 128, 78_000 // 128, 50_000 // 128]
-    assert make_plan(report).stages[0].steps == 1_359
+    assert [stage.steps for stage in make_plan(report, Execution()).stages] == [58_000 * 3 // 128, 78_000 // 128, 50_000 // 128]
+    assert make_plan(report, Execution()).stages[0].steps == 1_359
 
 
 def test_variants_differ_in_template_labels_precision_stage_3_s_system_turn_and_bad_steps_and_in_nothing_else(report: Recipe):

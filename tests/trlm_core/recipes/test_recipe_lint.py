@@ -34,6 +34,9 @@ def test_every_recipe_variant_and_budget_passes_with_a_line_each():
         "trlm-135m improved ",
         "stage1_sft 58,000 rows 1,359 steps",
         "trlm-135m-local ",
+        "trm-acceptance ",
+        "trm-smollm2-135m ",
+        "trm-smollm3-3b ",
     ):
         assert words in done.stdout
     for budget in (ROOT / "trlm_core/recipes").glob("*/budgets/*.yaml"):

@@ -1,0 +1,109 @@
+"""Every phase and control of a recipe as an artifact: what each takes over, what it leaves, and that it goes on where it was interrupted."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trlm_core.conftest import BuiltTRM
+from tests.trlm_core.trm.tiny_recipe import made_of, phase_training, tiny_trm_recipe
+from trlm_core.artifacts.manifest import Manifest
+from trlm_core.artifacts.store import Store
+from trlm_core.training.checkpoint import read_history
+from trlm_core.trm.latent_checkpoint import load_latent_checkpoint
+from trlm_core.trm.phase_checkpoints import PhaseTraining, read_pauses
+from trlm_core.trm.phase_trainer import PhaseProgress
+from trlm_core.trm_lineage import TRMLineage
+
+PHASES = ["phase1", "phase2", "phase2b", "phase3"]
+FROZEN_IN_PHASE_2 = ("trm.compressor.", "trm.norm.", "expander.", "projector.")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_what_is_made_is_what_the_lineage_foretold(built_trm: BuiltTRM):
+    foretold = {role: spec.fingerprint for role, spec in TRMLineage(built_trm.recipe).specs.items()}
+    assert {role: manifest.fingerprint for role, manifest in built_trm.made.items()} == foretold
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_phase_leaves_a_model_that_loads_its_history_and_no_base_weights(built_trm: BuiltTRM, phase: str):
+    model = load_latent_checkpoint(built_trm.folder(phase))
+    assert not [name for name in weights(built_trm.folder(phase)) if "base" in name]
+    assert len(read_history(built_trm.folder(phase))) == getattr(built_trm.recipe, phase).training.steps
+    assert (model.config.lora is not None) == (phase in ("phase2b", "phase3"))
+
+
+def test_phase_2_takes_over_phase_1_and_changes_the_recursion_alone(built_trm: BuiltTRM):
+    before, after = weights(built_trm.folder("phase1")), weights(built_trm.folder("phase2"))
+    kept = [name for name in after if name.startswith(FROZEN_IN_PHASE_2)]
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    assert load_latent_checkpoint(built_trm.folder("phase2")).config.states.recursion.n_latent_steps == 2
+
+
+def test_the_twin_without_recursion_has_the_sizes_of_the_trm(built_trm: BuiltTRM):
+    trm, twin = weights(built_trm.folder("phase2")), weights(built_trm.folder("nonrecursive"))
+    assert {name: each.shape for name, each in trm.items()} == {name: each.shape for name, each in twin.items()}
+    assert load_latent_checkpoint(built_trm.folder("nonrecursive")).config.eval_steps == 1
+
+
+def test_phase_3_moves_the_thinker_and_leaves_the_adapters(built_trm: BuiltTRM):
+    before, after = built_trm.folder("phase2b"), built_trm.folder("phase3")
+    adapters = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (before, after)]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    assert any(not torch.equal(each, weights(after)[name]) for name, each in weights(before).items())
+
+
+def test_pauses_are_one_thought_for_every_prompt(built_trm: BuiltTRM):
+    model = built_trm.recipe.model
+    assert read_pauses(built_trm.folder("pause")).shape == (1, model.num_latents, 16)
+
+
+def test_the_same_recipe_gives_the_same_weights_in_another_store(built_trm: BuiltTRM, tmp_path: Path):
+    recipe = tiny_trm_recipe(phase2b=None, phase3=None)
+    made = made_of(Store.open(tmp_path / "store"), recipe)
+    folder = Store.open(tmp_path / "store").folder(made["phase2"])
+    assert all(torch.equal(each, weights(folder)[name]) for name, each in weights(built_trm.folder("phase2")).items())
+
+
+def test_phase_1_is_reused_for_another_depth(built_trm: BuiltTRM, caplog: pytest.LogCaptureFixture):
+    deeper = tiny_trm_recipe(**{"model.n_latent_steps": 4, "model.n_deep_recursions": 2})
+    made = {role: built_trm.made[role] for role in ("thoughts", "base", "states")}
+    with caplog.at_level("INFO"):
+        assert phase_training(built_trm.store, deeper, made).phase("phase1") == built_trm.made["phase1"]
+    assert "reused" in caplog.text
+
+
+class StoppedHereError(Exception):
+    pass
+
+
+def test_an_interrupted_phase_goes_on_to_the_same_weights(built_trm: BuiltTRM, tmp_path: Path):
+    store, recipe = Store.open(tmp_path / "store"), tiny_trm_recipe(phase2b=None, phase3=None)
+    made = {role: built_trm.made[role] for role in ("thoughts", "base", "states", "phase1")}
+    copy_store(built_trm.store, store, made)
+    began: list[int] = []
+
+    def interrupt(progress: PhaseProgress) -> None:
+        began.append(progress.done_before)
+        if progress.done == 7 and progress.done_before == 0:
+            raise StoppedHereError
+
+    whole = phase_training(store, recipe, made, save_steps=3)
+    training = PhaseTraining(whole.material, whole.execution, None, interrupt)
+    with pytest.raises(StoppedHereError):
+        training.phase("phase2")
+    finished = training.phase("phase2")
+    assert began[-1] == 6, "it went on from its save"
+    assert [line["step"] for line in read_history(store.folder(finished))] == list(range(1, 13))
+    expected = weights(built_trm.folder("phase2"))
+    assert all(torch.equal(each, expected[name]) for name, each in weights(store.folder(finished)).items())
+
+
+def copy_store(source: Store, target: Store, made: dict[str, Manifest]) -> None:
+    for manifest in made.values():
+        shutil.copytree(source.folder(manifest), target.root / manifest.address)

@@ -1,0 +1,128 @@
+"""What a TRM recipe's last checkpoint is worth: every row of the evaluation, its halting curve, examples with thoughts step by step.
+
+evals/trm-acceptance/evaluation/: evaluation.json, halting.json, examples.jsonl
+halting.json: [{"step": 1, "p_halt": 0.31, "halted": 0.27}, ...]
+examples.jsonl: {"prompt": "<s>03...<think>", "wanted": "12...</s>", "steps": [{"step": 1, "p_halt": 0.2, "thought": "_2...", ...}]}
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trlm_core.artifacts.manifest import Manifest
+from trlm_core.artifacts.store import Store
+from trlm_core.recipes.execution import Execution
+from trlm_core.recipes.trm_schema import TRMRecipe
+from trlm_core.training.checkpoint import append_line, load_model, read_lines
+from trlm_core.trm.answers import Writing, exact, write_answers
+from trlm_core.trm.evaluate import Evaluation, EvaluationRow, Rivals, evaluate
+from trlm_core.trm.latent_example import ExampleStep, LatentExample
+from trlm_core.trm.latent_thought_model import LatentThoughtModel
+from trlm_core.trm.material import Material, usable_device
+from trlm_core.trm.phase_checkpoints import read_pauses
+from trlm_core.trm.phase_rows import RowTable
+from trlm_core.trm.specs import evaluation_spec, last_phase
+from trlm_core.trm.states import base_precision
+from trlm_core.trm.thought_reading import read_thoughts_out, thought_steps
+
+EVALUATION, HALTING, EXAMPLES = "evaluation.json", "halting.json", "examples.jsonl"
+NUM_EXAMPLES = 8  # the first of the split: not chosen for how they look
+
+
+@dataclass(frozen=True)
+class HaltingPoint:
+    """Means over the examples, none of which halts."""
+
+    step: int
+    p_halt: float
+    halted: float  # share whose head would have been content at this step or before
+
+
+def make_evaluation(
+    store: Store, recipe: TRMRecipe, made: Mapping[str, Manifest], execution: Execution, on_row: Callable[[EvaluationRow], None]
+) -> Manifest:
+    def build(folder: Path) -> dict[str, Any]:
+        material = Material(store, recipe, made, usable_device(execution))
+        model, table = material.model(last_phase(recipe)), material.table(recipe.evaluation.split, recipe.evaluation.examples)
+        evaluation = evaluate(model, table, recipe.evaluation, rivals(material), on_row)
+        write_json(asdict(evaluation), folder / EVALUATION)
+        write_json([asdict(point) for point in halting_curve(model, table, max(recipe.evaluation.steps))], folder / HALTING)
+        for example in latent_examples(material, model):
+            append_line(folder / EXAMPLES, asdict(example))
+        return {"examples": evaluation.examples, "exact": {row.name: row.exact for row in evaluation.rows}}
+
+    return store.make(evaluation_spec(recipe, made), build)
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    tree = json.loads((folder / EVALUATION).read_text())
+    return Evaluation(**{**tree, "rows": tuple(EvaluationRow(**row) for row in tree["rows"])})
+
+
+def read_halting(folder: Path) -> list[HaltingPoint]:
+    return [HaltingPoint(**point) for point in json.loads((folder / HALTING).read_text())]
+
+
+def read_examples(folder: Path) -> list[LatentExample]:
+    return [
+        LatentExample(line["prompt"], line["wanted"], tuple(ExampleStep(**step) for step in line["steps"]))
+        for line in read_lines(folder / EXAMPLES)
+    ]
+
+
+def write_json(tree: Any, path: Path) -> None:
+    path.write_text(json.dumps(tree, indent=1) + "\n")
+
+
+def rivals(material: Material) -> Rivals:
+    """The controls that the recipe trains, each on a language model of its own."""
+    controls, direct_tuned = material.recipe.controls, None
+    if controls.direct_tuned is not None:
+        direct_tuned = load_model(material.folder("direct_tuned"), base_precision(material.recipe))
+        direct_tuned = direct_tuned.to(material.device).eval()  # type: ignore[arg-type]
+    return Rivals(
+        nonrecursive=material.model("nonrecursive") if controls.nonrecursive is not None else None,
+        pauses_1MD=read_pauses(material.folder("pause")).to(material.device) if controls.pause is not None else None,
+        direct_tuned=direct_tuned,
+    )
+
+
+@torch.no_grad()
+def halting_curve(model: LatentThoughtModel, table: RowTable, steps: int) -> list[HaltingPoint]:
+    q_logits = []
+    for _, batch in table.batches():
+        batch = batch.to(model.thinker.trm.slots_Md.device)
+        prompt = model.encode_prompt(batch.prompt_ids_BL, batch.prompt_mask_BL)
+        q_logits.append(model.think(prompt, steps, halting=False).q_logits_BS)
+    q_logits_NS = torch.cat(q_logits)
+    halted_NS = (q_logits_NS > 0).cummax(dim=1).values
+    return [
+        HaltingPoint(step + 1, q_logits_NS[:, step].sigmoid().mean().item(), halted_NS[:, step].float().mean().item())
+        for step in range(steps)
+    ]
+
+
+@torch.no_grad()
+def latent_examples(material: Material, model: LatentThoughtModel) -> list[LatentExample]:
+    """Thought and answer after each of the recipe's steps."""
+    asked = material.recipe.evaluation
+    examples = material.examples(asked.split)[:NUM_EXAMPLES]
+    table = RowTable.of([example.row for example in examples], material.tokens)
+    batch = table.batch(range(len(table))).to(material.device)
+    prompt = model.encode_prompt(batch.prompt_ids_BL, batch.prompt_mask_BL)
+    steps: list[list[ExampleStep]] = [[] for _ in examples]
+    for number, thought in enumerate(thought_steps(model, prompt, max(asked.steps)), start=1):
+        if number not in asked.steps:
+            continue
+        u_BMD = model.thinker.embed_thought(thought.v_BMd)
+        answers = write_answers(model, prompt, u_BMD, Writing(asked.max_new_tokens, temperature=None))
+        texts = read_thoughts_out(model, thought.v_BMd, batch.thought_mask_BC, material.tokenizer)
+        right, p_halt_B = exact(answers, table.rows), thought.q_logits_B.sigmoid().tolist()
+        for row, answer in enumerate(answers):
+            step = ExampleStep(number, p_halt_B[row], texts[row], str(material.tokenizer.decode(list(answer))), right[row])
+            steps[row].append(step)
+    return [LatentExample(each.prompt, each.answer, tuple(taken)) for each, taken in zip(examples, steps, strict=True)]
