@@ -4,8 +4,9 @@ Builds the recipe trm-acceptance once a seed in --store, without flows: base, ph
 as it is, so that a run that was cut off goes on, and an ablation (`--set model.n_latent_steps=1`) shares base and phase 1 with the others.
 Choices are made with --split validation; test puzzles are of other solved grids, and are looked at for the claim alone.
 
-Claims, means over the seeds, in points of exact-match accuracy: TRM after its N steps over the same language model's direct answers, over
-the same parameters without recursion, and its best step over its first. cpu_seconds of what this run built; they depend on the machine.
+Claims, means over the seeds, in points of exact-match accuracy, of the TRM as phase 2 leaves it: after its N supervision steps over the
+same language model's direct answers and over the same parameters without recursion, and after its best number of them over the first.
+Which number is best, validation says, whatever the split. cpu_seconds of what this run built; they depend on the machine.
 """
 
 import argparse
@@ -24,12 +25,15 @@ from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.trm_load import load_trm_recipe
 from trlm_core.recipes.trm_schema import TRMRecipe
 from trlm_core.trm import material
-from trlm_core.trm.evaluate import Claim, Evaluation, claims
+from trlm_core.trm.evaluate import Claim, Evaluation, EvaluationRow, best_step, claims
 from trlm_core.trm.phase_checkpoints import PhaseTraining
+from trlm_core.trm.phase_measures import make_measure
 from trlm_core.trm.phase_trainer import PhaseProgress
 from trlm_core.trm.results import make_evaluation, read_evaluation
-from trlm_core.trm.specs import controls_of, phases_of, trm_specs
+from trlm_core.trm.specs import controls_of, measured_role, phases_of, trm_specs
 from trlm_core.trm.states import make_states
+
+CHOICE = measured_role("phase2")  # on validation: the best number of supervision steps
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,15 @@ class Builder:
     def result(self) -> SeedResult:
         made: dict[str, Manifest] = {}
         seconds: dict[str, float] = {}
-        for role in ["thoughts", "base", "states", "phase1", *controls_of(self.recipe), *phases_of(self.recipe)[1:], "evaluation"]:
+        trained = ["phase1", *controls_of(self.recipe), *phases_of(self.recipe)[1:]]
+        for role in ["thoughts", "base", "states", *trained, CHOICE, "evaluation"]:
             began = time.process_time()
             made[role] = self._made(role, made)
             if (took := time.process_time() - began) > 1.0:
                 seconds[role] = round(took, 1)
         evaluation = read_evaluation(self.store.folder(made["evaluation"]))
-        steps = self.recipe.model.n_supervision_steps
-        gate = claims(evaluation, self.recipe.phase2.gate, self.recipe.evaluation.steps, steps)
+        best = best_step(read_evaluation(self.store.folder(made[CHOICE])))
+        gate = claims(evaluation, self.recipe.phase2.gate, self.recipe.model.n_supervision_steps, best)
         return SeedResult(self.recipe.seed, evaluation, gate, seconds)
 
     def _made(self, role: str, made: dict[str, Manifest]) -> Manifest:
@@ -69,8 +74,10 @@ class Builder:
             return material.make_base(store, recipe, trm_specs(recipe, None)["base"], made, execution, self._shown(role))
         if role == "states":
             return make_states(store, recipe, made["base"], made["thoughts"], "train", material.usable_device(execution), self._shown(role))
+        if role == CHOICE:
+            return make_measure(store, recipe, "phase2", made, execution, tell_row)
         if role == "evaluation":
-            return make_evaluation(store, recipe, made, execution, lambda row: tell(f"{row.name} {100 * row.exact:.1f} %"))
+            return make_evaluation(store, recipe, made, execution, tell_row)
         training = PhaseTraining.of(store, recipe, made, execution, None, lambda progress: self._tell_progress(role, progress))
         return training.control(role) if role in controls_of(recipe) else training.phase(role)  # type: ignore[arg-type]
 
@@ -130,6 +137,10 @@ def as_text(result: SeedResult) -> str:
         cost = f"{row.flops / 1e6:.0f} MFLOP, {row.generated_token_equivalents:.0f} generated tokens' worth"
         lines.append(f"  {row.name:<16} {100 * row.exact:5.1f} % +- {100 * row.standard_error:.1f}   {cost}")
     return "\n".join(lines)
+
+
+def tell_row(row: EvaluationRow) -> None:
+    tell(f"{row.name} {100 * row.exact:.1f} %")
 
 
 def tell(text: str) -> None:

@@ -97,11 +97,13 @@ def chat(
     with clear_errors():
         from trlm_core.trm_plan import check_installed
 
-        check_installed()
         set_up_environment()
-        from trlm_core.trm.latent_chat import ChatSettings, open_chat
+        from trlm_core.trm.chat_checkpoint import ChatSettings, chat_folder, is_latent, open_chat
 
-        partner = open_chat(checkpoint, store, ChatSettings(thinking, steps, halting, max_new_tokens, device))
+        folder = chat_folder(checkpoint, store)
+        if is_latent(folder):
+            check_installed()
+        partner = open_chat(folder, ChatSettings(thinking, steps, halting, max_new_tokens, device))
         if prompt is not None:
             return _print_reply(partner, prompt)
         for line in typer.get_text_stream("stdin"):

@@ -74,13 +74,13 @@ def test_a_rerun_reuses_everything(first_run: Any, trlm: Any, recipe_file: Path,
 
 
 def test_a_gate_that_does_not_hold_ends_the_run_and_the_checkpoint_stays(first_run: Any, trlm: Any, recipe_file: Path, store: Path) -> None:
-    # On 10 puzzles nothing solves any: every difference is 0.
+    # On 10 puzzles nothing solves any: every accuracy and every difference is 0.
     done = trlm("trm", "run", str(recipe_file), "--store", str(store), "--set", "gates=stop")
     assert done.code == 2
     (line,) = [line for line in done.err.splitlines() if line.startswith("trlm: ")]
-    for words in ("gate of phase2", "over_direct: wanted at least 0.100, got 0.000", "its checkpoint stays", "gates: report"):
+    for words in ("gate of phase1", "oracle_over_text: wanted more than 0.000, got 0.000", "its checkpoint stays", "gates: report"):
         assert words in line
-    assert (store / TRMLineage(load_trm_recipe(str(recipe_file))).specs["phase2"].place).is_dir()
+    assert (store / TRMLineage(load_trm_recipe(str(recipe_file))).specs["phase1"].place).is_dir()
 
 
 def test_a_report_shows_another_run_as_an_ablation(first_run: Any, trlm: Any, recipe_file: Path, store: Path) -> None:

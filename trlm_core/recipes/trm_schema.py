@@ -100,6 +100,8 @@ class OwnTraces(RecipePart):
     generator: Revision  # version of reasoning-gym
     families: dict[Name, FamilyQuestions] = Field(min_length=1)
     max_new_tokens: PositiveInt  # a reply that has not ended by then is dropped
+    system_prompt: str | None  # null: the template's own, which must not write a tag of a thought
+    today: str | None  # in the template's form, where it tells the date; null: it tells none
 
 
 ThoughtSource = Annotated[Sudoku4Thoughts | OwnTraces, Field(discriminator="kind")]
@@ -271,6 +273,16 @@ class TRMRecipe(RecipePart):
                 f"base: wanted kind: trained_llama exactly with data of kind sudoku4, which have a tokenizer of their own; "
                 f"got {self.base.kind} with {self.data.kind}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _head_reads_the_last_layer_alone(self) -> Self:
+        """Of other layers' states the language model's head says nothing: neither a loss nor the halting head may go by it."""
+        reads = self.phase1.losses.token or self.phase2.losses.token
+        if self.model.hidden_layer != -1 and (reads or self.phase2.losses.answer == 0 or self.phase2.answer_share < 1):
+            wanted = "wanted -1 (after the final norm) with losses of a thought's tokens"
+            advice = "set the token losses of phase1 and phase2 to 0, and phase2's answer loss over all steps (answer_share: 1)"
+            raise ValueError(f"model.hidden_layer: {wanted}, got {self.model.hidden_layer}; {advice}")
         return self
 
     @model_validator(mode="after")

@@ -60,6 +60,7 @@ class Curve:
     first: float  # of the moving mean
     last: float
     steps: int
+    counted: str = "steps"  # what was counted, where it is no optimizer step
 
 
 def curves(stage: Stage, history: Sequence[dict[str, Any]]) -> list[Curve]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from trlm_core.reports.figures import CURVE, FAINT, INK, SETTINGS, Curve, curve, inline_svg, label_axes
 from trlm_core.reports.trm_tables import row_label
-from trlm_core.trm.evaluate import TRM, Evaluation, EvaluationRow
+from trlm_core.trm.evaluate import Evaluation, steps_of
 from trlm_core.trm.results import HaltingPoint
 
 ROOM_FOR_A_NAME = 18  # names fit above one another into the height of the accuracy figure
@@ -33,7 +33,7 @@ CURVES = {  # role -> metric in history.jsonl, caption, unit
         RIGHT,
         ("r2", "R² of the latents about their mean", "share of variance"),
         ("halt_accuracy", "halting head", "share right"),
-        ("mean_steps", "supervision steps of an example", "steps"),
+        ("mean_steps", "supervision steps of an example", "supervision steps"),
     ),
     "phase2b": (LOSS, RIGHT),
     "phase3": (
@@ -59,7 +59,7 @@ def accuracy_figure(number: int, evaluation: Evaluation) -> Curve:
         figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
         label_axes(axes, "supervision steps", "exact answers, %")
         svg = inline_svg(figure, title, f"figure-{number}-")
-    return Curve(number, title, svg, values[0], values[-1], max(steps))
+    return Curve(number, title, svg, values[0], values[-1], max(steps), "supervision steps")
 
 
 def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
@@ -95,7 +95,7 @@ def halting_figure(number: int, points: Sequence[HaltingPoint]) -> Curve:
         figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
         label_axes(axes, "supervision steps", "examples, %")
         svg = inline_svg(figure, title, f"figure-{number}-")
-    return Curve(number, title, svg, halted[0], halted[-1], len(points))
+    return Curve(number, title, svg, halted[0], halted[-1], len(points), "supervision steps")
 
 
 def training_curves(first_number: int, histories: Mapping[str, Sequence[dict[str, Any]]]) -> list[Curve]:
@@ -120,9 +120,3 @@ def thinned(points: Sequence[tuple[int, float]], most: int = MOST_POINTS) -> lis
     bounds = [round(part * len(points) / parts) for part in range(parts + 1)]
     stretches = [points[begin:end] for begin, end in itertools.pairwise(bounds)]
     return [(stretch[-1][0], sum(value for _, value in stretch) / len(stretch)) for stretch in stretches]
-
-
-def steps_of(evaluation: Evaluation) -> list[tuple[int, EvaluationRow]]:
-    """The TRM's rows by their fixed number of steps."""
-    rows = [(row.name.removeprefix(f"{TRM}/"), row) for row in evaluation.rows if row.name.startswith(f"{TRM}/")]
-    return [(int(step), row) for step, row in rows if step.isdigit()]

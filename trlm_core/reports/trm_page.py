@@ -1,6 +1,7 @@
 """The report of a TRM run as an artifact: report.html, results.json (every number)."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,20 @@ from trlm_core.artifacts.store import Spec, Store
 from trlm_core.reports.html import Fact, Section, rendered
 from trlm_core.reports.record_tables import artifact_cells, leaf_table
 from trlm_core.reports.table import Cell, Table
-from trlm_core.reports.trm_figures import CURVES, accuracy_figure, halting_figure, role_label, steps_of, training_curves
+from trlm_core.reports.trm_figures import CURVES, accuracy_figure, halting_figure, role_label, training_curves
 from trlm_core.reports.trm_results import TRMResults
-from trlm_core.reports.trm_tables import ablation_table, gate_table, row_table, size_table
+from trlm_core.reports.trm_tables import ablation_table, gate_table, row_label, row_table, size_table, training_table
 from trlm_core.training.checkpoint import read_history
-from trlm_core.trm.evaluate import Evaluation
+from trlm_core.trm.evaluate import TRM, Evaluation, EvaluationRow, best_step, steps_of
 from trlm_core.trm.latent_example import LatentExample
 from trlm_core.trm.results import HaltingPoint, read_evaluation, read_examples, read_halting
-from trlm_core.trm.specs import measured_role, phases_of
+from trlm_core.trm.specs import last_phase, measured_role, phases_of
 
 PAGE, RESULTS = "report.html", "results.json"
 ROWS_TEXT = (
-    "The language model is the same in every row but the one that says fine-tuned. The TRM's rows differ by supervision steps alone; every "
-    "accuracy has its cost beside it."
+    "The language model is the same in every row but the one that says fine-tuned and, after a phase 2b, the TRM's own, where it has "
+    "adapters. The TRM's rows differ by supervision steps alone; where phases came after phase 2, those of phase 2 are beside them: the "
+    "twin without recursion has had no other. Every accuracy has its cost beside it."
 )
 CURVES_TEXT = (
     "The thin line is the value of each optimizer step (of long trainings, the mean of a stretch), the thick line its moving mean."
@@ -40,6 +42,7 @@ class _Numbers:
     examples: list[LatentExample]
     ablations: dict[str, Evaluation]
     measured: dict[str, Manifest]  # phase -> its measurement
+    best_step: int  # of the last phase's TRM, as its measurement on validation says
 
     @classmethod
     def read(cls, store: Store, results: TRMResults) -> "_Numbers":
@@ -50,6 +53,7 @@ class _Numbers:
             examples=read_examples(folder),
             ablations={label: read_evaluation(store.folder(manifest)) for label, manifest in results.ablations.items()},
             measured={phase: results.made[measured_role(phase)] for phase in phases_of(results.recipe)},
+            best_step=best_step(read_evaluation(store.folder(results.made[measured_role(last_phase(results.recipe))]))),
         )
 
     @property
@@ -61,7 +65,7 @@ def trm_report_spec(results: TRMResults) -> Spec:
     recipe = results.recipe.model_dump(mode="json")
     inputs = {role: manifest.fingerprint for role, manifest in results.made.items()}
     inputs |= {f"ablation {label}": manifest.fingerprint for label, manifest in results.ablations.items()}
-    return Spec("reports", results.recipe.name, "report", {"made_by": "trm_report/1", "recipe": recipe}, inputs, recipe)
+    return Spec("reports", results.recipe.name, "report", {"made_by": "trm_report/2", "recipe": recipe}, inputs, recipe)
 
 
 def write_trm_report(store: Store, results: TRMResults) -> Manifest:
@@ -90,12 +94,8 @@ def as_tree(numbers: _Numbers) -> dict[str, Any]:
 
 def headline(results: TRMResults, numbers: _Numbers) -> list[Fact]:
     rows = {row.name: row for row in numbers.evaluation.rows}
-    best = max((row for _, row in steps_of(numbers.evaluation)), key=lambda row: row.exact, default=None)
     facts = [Fact("claims of gates that hold", f"{sum(claim['holds'] for claim in numbers.claims)} of {len(numbers.claims)}")]
-    if best is not None:
-        facts.append(
-            Fact("TRM, best step", f"{100 * best.exact:.1f}%", f"± {100 * best.standard_error:.1f}, {best.name.split('/')[1]} steps")
-        )
+    facts += trm_facts(rows, results.recipe.model.n_supervision_steps, numbers.best_step)
     facts += [
         Fact(words, f"{100 * rows[name].exact:.1f}%")
         for name, words in (("direct", "no thought"), ("oracle_latents", "ceiling"))
@@ -103,6 +103,17 @@ def headline(results: TRMResults, numbers: _Numbers) -> list[Fact]:
     ]
     created = max(manifest.created for manifest in results.made.values())
     return [*facts, Fact("split", results.recipe.evaluation.split), Fact("date", f"{created:%Y-%m-%d}", "of the evaluation")]
+
+
+def trm_facts(rows: Mapping[str, EvaluationRow], exported: int, best: int) -> list[Fact]:
+    """After as many supervision steps as it is exported with, and as many as were best on validation: none is chosen on what is shown."""
+    chosen = {exported: "as it is exported"} | ({} if best == exported else {best: "best on validation"})
+    named = [(rows.get(f"{TRM}/{steps}"), why) for steps, why in chosen.items()]
+    return [
+        Fact(row_label(row.name), f"{100 * row.exact:.1f}%", f"± {100 * row.standard_error:.1f}, {why}")
+        for row, why in named
+        if row is not None
+    ]
 
 
 def sections(store: Store, results: TRMResults, numbers: _Numbers) -> list[Section]:
@@ -114,8 +125,13 @@ def sections(store: Store, results: TRMResults, numbers: _Numbers) -> list[Secti
     histories = {role: read_history(store.folder(manifest)) for role, manifest in results.made.items() if role in CURVES}
     return [
         Section("gates", "Gates", tables=(gate_table(numbers.measured),)),
-        Section("steps", "Accuracy and halting by step", curves=tuple(figures)),
-        Section("rows", "Results", ROWS_TEXT, tables=(row_table(evaluation, recipe.evaluation.split), size_table(evaluation))),
+        Section("steps", "Accuracy and halting by supervision step", curves=tuple(figures)),
+        Section(
+            "rows",
+            "Results",
+            ROWS_TEXT,
+            tables=(row_table(evaluation, recipe.evaluation.split), training_table(recipe), size_table(evaluation)),
+        ),
         Section("ablations", "Ablations", tables=(ablation_table(numbers.ablations),)),
         Section("curves", "Training curves", CURVES_TEXT, curves=tuple(training_curves(3, histories))),
         Section("examples", "Examples", EXAMPLES_TEXT, latent_examples=tuple(numbers.examples)),

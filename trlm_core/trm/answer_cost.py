@@ -18,12 +18,12 @@ from trlm_core.trm.latent_thought_model import LatentThoughtModel
 class Work:
     """Positions of one answer, or their mean over answers."""
 
-    prompt: float  # read by the language model
-    thought_read: float = 0.0  # of a thought in text that is given
+    read: float  # by the language model, of the prompt and of a thought that is given; twice what it has to read twice
     written: float = 0.0  # tokens that the language model writes: a thought of its own and the answer
     latents: float = 0.0  # read by the language model in place of a thought
     compressed: float = 0.0  # states that the compressor reads
     steps: float = 0.0  # supervision steps of the TRM
+    projected: float = 0.0  # latents that become embeddings: none of those that are constants
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Weights:
     compressor_writes: int  # for each latent
     block: int  # a layer of the recursion
     layers_of_a_step: int
-    out: int  # of a latent that becomes an embedding: the TRM's head and the projector
+    trm_head: int  # for each latent that the recursion ends with
+    projector: int  # for each latent that becomes an embedding
     num_latents: int
 
     @classmethod
@@ -50,7 +51,8 @@ class Weights:
             compressor_writes=matrix_weights(attention) - reads,
             block=matrix_weights(model.thinker.trm.core.net.blocks[0]),
             layers_of_a_step=depth_of_a_step(recursion),
-            out=matrix_weights(model.thinker.trm.head) + matrix_weights(model.thinker.projector),
+            trm_head=matrix_weights(model.thinker.trm.head),
+            projector=matrix_weights(model.thinker.projector),
             num_latents=model.config.states.num_latents,
         )
 
@@ -61,12 +63,12 @@ def matrix_weights(module: nn.Module) -> int:
 
 def flops(weights: Weights, work: Work) -> float:
     """A token that is written goes through the head; so does none that is only read. The last one is not read any more."""
-    positions = work.prompt + work.thought_read + work.latents + work.written
+    positions = work.read + work.latents + work.written
     language_model = positions * weights.body + work.written * weights.head
     compressor = work.compressed * weights.compressor_reads + (weights.num_latents * weights.compressor_writes if work.compressed else 0)
     recursion = work.steps * thought_flops(weights, 1) / 2
-    out = work.latents * weights.out
-    return 2 * (language_model + compressor + recursion + out)
+    head = weights.num_latents * weights.trm_head if work.steps else 0
+    return 2 * (language_model + compressor + recursion + head + work.projected * weights.projector)
 
 
 def thought_flops(weights: Weights, steps: float) -> float:

@@ -36,7 +36,7 @@ def chosen(prompt: EncodedPrompt, numbers_B: Tensor) -> EncodedPrompt:
 def write_answers(model: LatentThoughtModel, prompt: EncodedPrompt, u_BMD: Tensor, writing: Writing) -> list[Ids]:
     """What each row writes after prompt | u | `</think>`, up to its EOS, with it. M may be 0: no thought. Draws as torch is seeded."""
     tail_BTD = model.continue_after(u_BMD, torch.empty(len(u_BMD), 0, dtype=torch.long, device=u_BMD.device))
-    window_BL = model.window(prompt, room=1 + writing.max_new_tokens)
+    window_BL = model.window(prompt, u_BMD.shape[1], room=1 + writing.max_new_tokens)
     mask_BS = torch.cat([window_BL, torch.ones(tail_BTD.shape[:2], dtype=torch.bool, device=u_BMD.device)], dim=1)
     if prompt.cache is not None and torch.equal(window_BL, prompt.mask_BL):
         new_BA = _written(model, tail_BTD, mask_BS, copy_of(prompt.cache), writing)

@@ -5,6 +5,7 @@
     text_oracle      the right thought in text            pause           constants that were learned
     oracle_latents   the right thought in latents         nonrecursive    the TRM's parameters without its recursion
     direct_tuned     another language model, fine-tuned   trm/N, trm/halting    after N steps, or as its own head decides
+    phase2/N         trm/N before the later phases: what the twin without recursion, which has none of them, is held against
 B batch, L positions of a prompt, M latents, d the TRM's width, D the language model's, S supervision steps.
 """
 # ruff: noqa: N815 - tensor names carry their shape
@@ -13,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +32,20 @@ from trlm_core.trm.think_tokens import ThinkTokens
 from trlm_core.trm.thought_data import ThoughtBatch, ThoughtRow, padded
 
 Rival = TypeVar("Rival")
-TRM, HALTING = "trm", "trm/halting"
+TRM, HALTING, PHASE2 = "trm", "trm/halting", "phase2"
+
+
+@dataclass(frozen=True)
+class Thinkers:
+    """One run's models after its phases, each asked for its own rows."""
+
+    first: LatentThoughtModel  # phase 1's: a language model without adapters, and latents that no later phase has moved
+    phase2: LatentThoughtModel | None  # None: it is the last
+    last: LatentThoughtModel
+
+    @classmethod
+    def alone(cls, model: LatentThoughtModel) -> "Thinkers":
+        return cls(first=model, phase2=None, last=model)
 
 
 @dataclass(frozen=True)
@@ -51,12 +65,17 @@ class EvaluationRow:
     exact: float
     standard_error: float
     steps: float | None  # supervision steps of a thought
-    halt_accuracy: float | None  # how often the halting head, after the last of them, is right about the answer
+    halt_accuracy: float | None  # how often the halting head is right about the answer; None where it has chosen the step itself
     visible_tokens: float  # that the language model wrote
     latent_positions: int
     flops: float
     generated_token_equivalents: float
     seconds: float  # for all examples, in batches
+
+    @property
+    def majority(self) -> float:
+        """How often a head that says the same of every answer is right."""
+        return max(self.exact, 1 - self.exact)
 
 
 @dataclass(frozen=True)
@@ -77,12 +96,17 @@ class Claim:
     """One line of a gate: a difference of exact-match accuracies."""
 
     name: str
-    wanted: float  # at least
+    wanted: float  # at least, and more than nothing: a phase that changes nothing has gained nothing
     got: float
 
     @property
     def holds(self) -> bool:
-        return self.got >= self.wanted
+        return self.got >= self.wanted and self.got > 0
+
+
+def at_least(wanted: float) -> str:
+    """A claim's wanted, in the words of Claim.holds."""
+    return f"at least {wanted:.3f}" if wanted > 0 else "more than 0.000"
 
 
 @dataclass(frozen=True)
@@ -111,72 +135,118 @@ class _Asked:
     def prompt(self) -> EncodedPrompt:
         return self.model.encode_prompt(self.batch.prompt_ids_BL, self.batch.prompt_mask_BL)
 
-    def after(self, u_BMD: Tensor, prompt: EncodedPrompt, *, is_compressed: bool = False, steps: Sequence[int] | None = None) -> _Answered:
-        """After these latents."""
-        answers = write_answers(self.model, prompt, u_BMD, Writing(self.recipe.max_new_tokens, temperature=None))
+    def after(
+        self, u_BMD: Tensor, prompt: EncodedPrompt, states: "SpanOfStates | None" = None, steps: Sequence[int] | None = None
+    ) -> _Answered:
+        """After these latents. states: that they were made from; None: constants, or no latents at all."""
+        answers, n_latents = write_answers(self.model, prompt, u_BMD, self.writing), u_BMD.shape[1]
+        read = self._read_for_the_answer(prompt, n_latents, shares_states=states is not None)
         work = [
             Work(
-                prompt=len(row.prompt),
+                read=read[number] + (len(row.prompt) if states else 0) + (_thought_length(row) if states == "thought" else 0),
                 written=len(answer),
-                latents=u_BMD.shape[1],
-                compressed=len(row.prompt) if is_compressed else 0,
+                latents=n_latents,
+                compressed={None: 0, "prompt": len(row.prompt), "thought": _thought_length(row)}[states],
                 steps=steps[number] if steps is not None else 0,
+                projected=n_latents if states else 0,
             )
             for number, (row, answer) in enumerate(zip(self.rows, answers, strict=True))
         ]
         return _Answered(answers, work)
 
+    @property
+    def writing(self) -> Writing:
+        return Writing(self.recipe.max_new_tokens, temperature=None)
 
+    def _read_for_the_answer(self, prompt: EncodedPrompt, n_latents: int, *, shares_states: bool) -> list[int]:
+        """Positions of each prompt; none where those that its states were read from serve: without adapters, if all of it stays."""
+        window_BL = self.model.window(prompt, n_latents, room=1 + self.recipe.max_new_tokens)
+        kept, whole = window_BL.sum(dim=1).tolist(), prompt.mask_BL.sum(dim=1).tolist()
+        shares = shares_states and prompt.cache is not None
+        return [0 if shares and here == all_of_it else here for here, all_of_it in zip(kept, whole, strict=True)]
+
+
+SpanOfStates = Literal["prompt", "thought"]
 Ask = Callable[[_Asked], _Answered]
+
+
+def _thought_length(row: ThoughtRow) -> int:
+    return len(row.thought) + 1  # with its </think>
 
 
 @torch.no_grad()
 def evaluate(
-    model: LatentThoughtModel, table: RowTable, recipe: TRMEvaluation, rivals: Rivals, on_row: Callable[[EvaluationRow], None]
+    thinkers: Thinkers, table: RowTable, recipe: TRMEvaluation, rivals: Rivals, on_row: Callable[[EvaluationRow], None]
 ) -> Evaluation:
     """Every row of the recipe over the table's first examples. Raises ValueError for a row whose rival there is not."""
     numbers, rows = range(min(recipe.examples, len(table))), []
-    for name, asked_model, ask in _askers(model, recipe, rivals):
+    for name, asked_model, ask in _askers(thinkers, recipe, rivals):
         rows.append(_row(name, asked_model, ask, table, numbers, recipe))
         on_row(rows[-1])
     return Evaluation(
         examples=len(numbers),
-        language_model_parameters=sum(each.numel() for each in model.base.parameters()),
-        thinker_parameters=sum(each.numel() for each in model.thinker.parameters()),
+        language_model_parameters=sum(each.numel() for each in thinkers.first.base.parameters()),
+        thinker_parameters=sum(each.numel() for each in thinkers.last.thinker.parameters()),
         rows=tuple(rows),
     )
 
 
-def claims(evaluation: Evaluation, gate: Phase2Gate, steps: Sequence[int], thought_steps: int) -> tuple[Claim, ...]:
-    """Whether the TRM helps. thought_steps: how many it is exported with; by `steps` its best is sought.
+def steps_asked(recipe: TRMEvaluation, exported: int) -> tuple[int, ...]:
+    """Supervision steps of the TRM's rows: the recipe's; 1, which a gate compares with; and as many as it is exported with."""
+    return tuple(sorted({1, *recipe.steps, exported}))
+
+
+def steps_of(evaluation: Evaluation, of: str = TRM) -> list[tuple[int, EvaluationRow]]:
+    """The TRM's rows by their fixed number of supervision steps: the last phase's, or those of PHASE2."""
+    rows = [(row.name.removeprefix(f"{of}/"), row) for row in evaluation.rows if row.name.startswith(f"{of}/")]
+    return [(int(step), row) for step, row in rows if step.isdigit()]
+
+
+def best_step(evaluation: Evaluation) -> int:
+    """The earliest of those at which the last phase's TRM is right most often."""
+    return max(steps_of(evaluation), key=lambda step_and_row: step_and_row[1].exact)[0]
+
+
+def claims(evaluation: Evaluation, gate: Phase2Gate, exported: int, best: int) -> tuple[Claim, ...]:
+    """Whether the TRM helps, as phase 2 leaves it. exported: its steps where nobody says otherwise; best: as chosen on validation.
 
     Without a claim over the twin without recursion where none was trained.
     """
-    trm, first = evaluation.exact(f"{TRM}/{thought_steps}"), evaluation.exact(f"{TRM}/{min(steps)}")
-    best = max(evaluation.exact(f"{TRM}/{each}") for each in steps)
+    rows = dict(steps_of(evaluation, PHASE2) or steps_of(evaluation, TRM))
     wanted = {"direct": gate.over_direct, "nonrecursive": gate.over_nonrecursive}
-    over = (Claim(f"over_{row.name}", wanted[row.name], trm - row.exact) for row in evaluation.rows if row.name in wanted)
-    return (*over, Claim("best_over_first_step", gate.best_over_first_step, best - first))
+    over = (Claim(f"over_{row.name}", wanted[row.name], rows[exported].exact - row.exact) for row in evaluation.rows if row.name in wanted)
+    return (*over, Claim("best_over_first_step", gate.best_over_first_step, rows[best].exact - rows[1].exact))
 
 
-def _askers(model: LatentThoughtModel, recipe: TRMEvaluation, rivals: Rivals) -> Iterator[tuple[str, LatentThoughtModel, Ask]]:
+def _askers(thinkers: Thinkers, recipe: TRMEvaluation, rivals: Rivals) -> Iterator[tuple[str, LatentThoughtModel, Ask]]:
     """Each row's name, whom it asks, and how."""
+    first = thinkers.first
     for name in recipe.rows:
         if name == TRM:
-            yield from ((f"{TRM}/{steps}", model, _thinking(steps, halting=False)) for steps in recipe.steps)
-            if recipe.halting:
-                yield HALTING, model, _thinking(max(recipe.steps), halting=True)
+            yield from _trm_askers(thinkers, recipe)
         elif name == "nonrecursive":
             yield name, _present(rivals.nonrecursive, name), _thinking(1, halting=False)
         elif name == "direct_tuned":
             tuned = _present(rivals.direct_tuned, name)
-            yield name, LatentThoughtModel(tuned, replace(model.config, lora=None), model.tokens, model.thinker).eval(), _direct
+            yield name, LatentThoughtModel(tuned, replace(first.config, lora=None), first.tokens, first.thinker).eval(), _direct
         elif name == "pause":
-            yield name, model, _constant(_present(rivals.pauses_1MD, name))
+            yield name, first, _constant(_present(rivals.pauses_1MD, name))
         elif name == "mean_latent":
-            yield name, model, _constant(mean_thought(model).unsqueeze(0))
+            yield name, first, _constant(mean_thought(first).unsqueeze(0))
         else:
-            yield name, model, PLAIN[name]
+            yield name, first, PLAIN[name]
+
+
+def _trm_askers(thinkers: Thinkers, recipe: TRMEvaluation) -> Iterator[tuple[str, LatentThoughtModel, Ask]]:
+    last = thinkers.last
+    every = steps_asked(recipe, last.config.eval_steps)
+    if thinkers.phase2 is not None:
+        for steps in every:
+            yield f"{PHASE2}/{steps}", thinkers.phase2, _thinking(steps, halting=False)
+    for steps in every:
+        yield f"{TRM}/{steps}", last, _thinking(steps, halting=False)
+    if recipe.halting:
+        yield HALTING, last, _thinking(max(every), halting=True)
 
 
 def _present(rival: Rival | None, name: str) -> Rival:
@@ -227,7 +297,7 @@ def _text(asked: _Asked) -> _Answered:
     """The longest thought of the batch, and as much again, is room for its own."""
     room = 2 * asked.batch.thought_ids_BC.shape[1] + asked.recipe.max_new_tokens
     written = asked.model.generate(asked.batch.prompt_ids_BL, asked.batch.prompt_mask_BL, Decoding(room), "text")
-    work = [Work(prompt=len(row.prompt), written=len(made.new)) for row, made in zip(asked.rows, written, strict=True)]
+    work = [Work(read=len(row.prompt), written=len(made.new)) for row, made in zip(asked.rows, written, strict=True)]
     return _Answered([answer_of(made.new, asked.model.tokens) for made in written], work)
 
 
@@ -243,22 +313,20 @@ def _text_oracle(asked: _Asked) -> _Answered:
     device = asked.batch.prompt_ids_BL.device
     embeds_BSD = embed(asked.model.base, ids_BS.to(device))
     prompt = asked.model.encode_embeds(embeds_BSD, embeds_BSD, mask_BS.to(device))
-    answered = asked.after(_no_thought(prompt), prompt)
-    read = [replace(work, thought_read=len(row.thought)) for work, row in zip(answered.work, asked.rows, strict=True)]
-    return replace(answered, work=read)
+    return asked.after(_no_thought(prompt), prompt)
 
 
 def _oracle_latents(asked: _Asked) -> _Answered:
     model, batch = asked.model, asked.batch
     states = live_states(model)([], batch)
     latents_BMd = model.thinker.trm.compressor(states.post_BCD, batch.thought_mask_BC)
-    return asked.after(model.thinker.embed(latents_BMd), asked.prompt(), is_compressed=True)
+    return asked.after(model.thinker.embed(latents_BMd), asked.prompt(), "thought")
 
 
 def _pre_latents(asked: _Asked) -> _Answered:
     prompt = asked.prompt()
     latents_BMd = asked.model.thinker.trm.compressor(prompt.h_BLD, prompt.mask_BL)
-    return asked.after(asked.model.thinker.embed(latents_BMd), prompt, is_compressed=True)
+    return asked.after(asked.model.thinker.embed(latents_BMd), prompt, "prompt")
 
 
 def _constant(u_1MD: Tensor) -> Ask:
@@ -272,7 +340,9 @@ def _thinking(steps: int, halting: bool) -> Ask:
     def ask(asked: _Asked) -> _Answered:
         prompt = asked.prompt()
         thought = asked.model.think(prompt, steps, halting)
-        answered = asked.after(thought.u_BMD, prompt, is_compressed=True, steps=thought.steps_B.tolist())
+        answered = asked.after(thought.u_BMD, prompt, "prompt", thought.steps_B.tolist())
+        if halting:  # a row that has halted was told right: of such a head, being right is the accuracy over again
+            return answered
         return replace(answered, halts=(thought.q_logits_BS[:, -1] > 0).tolist())
 
     return ask

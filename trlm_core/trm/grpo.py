@@ -44,10 +44,28 @@ def tells_apart(rewards_PG: Tensor) -> Tensor:
     return rewards_PG.amax(dim=1) - rewards_PG.amin(dim=1) > 1e-6
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """Size of a step's rollout, groups of one mind included: what a loss is divided by, whichever of its answers are given to it."""
+
+    answers: int
+    tokens: int
+
+
 def policy_loss(
-    logp_BA: Tensor, old_logp_BA: Tensor, reference_logp_BA: Tensor, advantages_B: Tensor, mask_BA: Tensor, recipe: PolicyRecipe
+    logp_BA: Tensor,
+    old_logp_BA: Tensor,
+    reference_logp_BA: Tensor,
+    advantages_B: Tensor,
+    mask_BA: Tensor,
+    recipe: PolicyRecipe,
+    whole: Rollout,
 ) -> PolicyLoss:
-    """Log-probabilities of the answers' tokens: now, when they were drawn, and under the reference."""
+    """Log-probabilities of the answers' tokens: now, when they were drawn, and under the reference.
+
+    With beta 0 the loss of the groups that tell something is TRL's of the whole rollout, where the others have no advantage. With another,
+    TRL's has their divergence as well. Where each rollout has one optimizer step, the ratio is 1 and epsilon cuts nothing.
+    """
     mask_BA, advantages_B1 = mask_BA.to(logp_BA.dtype), advantages_B.unsqueeze(1)
     ratio_BA = (logp_BA - old_logp_BA).exp()
     clipped_BA = ratio_BA.clamp(1 - recipe.epsilon, 1 + recipe.epsilon)
@@ -56,7 +74,7 @@ def policy_loss(
     was_cut_BA = clipped_BA * advantages_B1 < ratio_BA * advantages_B1
     tokens = mask_BA.sum().clamp(min=1)
     return PolicyLoss(
-        _normalised(loss_BA, mask_BA, recipe), (kl_BA.detach() * mask_BA).sum() / tokens, (was_cut_BA * mask_BA).sum() / tokens
+        _normalised(loss_BA, mask_BA, recipe, whole), (kl_BA.detach() * mask_BA).sum() / tokens, (was_cut_BA * mask_BA).sum() / tokens
     )
 
 
@@ -65,10 +83,10 @@ def k3(logp: Tensor, reference_logp: Tensor) -> Tensor:
     return (reference_logp - logp).exp() - (reference_logp - logp) - 1
 
 
-def _normalised(loss_BA: Tensor, mask_BA: Tensor, recipe: PolicyRecipe) -> Tensor:
+def _normalised(loss_BA: Tensor, mask_BA: Tensor, recipe: PolicyRecipe, whole: Rollout) -> Tensor:
     summed_B = (loss_BA * mask_BA).sum(dim=1)
     if recipe.loss_type == "grpo":
-        return (summed_B / mask_BA.sum(dim=1).clamp(min=1)).mean()
+        return (summed_B / mask_BA.sum(dim=1).clamp(min=1)).sum() / whole.answers
     if recipe.loss_type == "dr_grpo":
-        return summed_B.sum() / (len(loss_BA) * recipe.max_new_tokens)
-    return summed_B.sum() / mask_BA.sum().clamp(min=1)
+        return summed_B.sum() / (whole.answers * recipe.max_new_tokens)
+    return summed_B.sum() / max(1, whole.tokens)

@@ -4,6 +4,7 @@ B batch, L positions of the prompt, D the language model's width, M latents, d t
 """
 # ruff: noqa: N815 - tensor names carry their shape
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from trlm_core.trm.recursion import RecursiveReasoningBase
 @dataclass(frozen=True)
 class ThoughtOutput:
     v_BMd: Tensor  # standardised latents of the thought
+    y_BMd: Tensor  # what head and halting head read them and the logits from
     steps_B: Tensor  # that the row used
     q_logits_BS: Tensor  # after each step until the last row halted; of a row that has halted before, its last
 
@@ -50,6 +52,14 @@ class HiddenStateTRM(nn.Module):
     def step(self, x_BMd: Tensor, y_BMd: Tensor, z_BMd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.core.step(x_BMd, y_BMd, z_BMd)
 
+    def thoughts(self, x_BMd: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """y and the halting head's logits after each supervision step, whatever these say. Only the last step has a gradient."""
+        y_BMd, z_BMd = self.core.init_state(x_BMd)
+        for step in range(steps):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and step == steps - 1):
+                y_BMd, z_BMd, q_B = self.core.step(x_BMd, y_BMd, z_BMd)
+            yield y_BMd, q_B
+
     def forward(self, h_BLD: Tensor, mask_BL: Tensor, steps: int, halting: bool) -> ThoughtOutput:
         """Thinks for so many steps, or where halting, each row until its own head is content.
 
@@ -58,18 +68,15 @@ class HiddenStateTRM(nn.Module):
         if steps < 1:
             raise ValueError(f"steps: wanted at least 1, got {steps}")
         x_BMd = self.read(h_BLD, mask_BL)
-        y_BMd, z_BMd = self.core.init_state(x_BMd)
+        y_BMd = torch.zeros_like(x_BMd)
         running_B = torch.ones(len(x_BMd), dtype=torch.bool, device=x_BMd.device)
         steps_B, q_logits = torch.zeros_like(running_B, dtype=torch.long), []
-        for step in range(steps):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and step == steps - 1):
-                new_y_BMd, new_z_BMd, new_q_B = self.core.step(x_BMd, y_BMd, z_BMd)
-            running_B11 = running_B[:, None, None]
-            y_BMd, z_BMd = torch.where(running_B11, new_y_BMd, y_BMd), torch.where(running_B11, new_z_BMd, z_BMd)
+        for new_y_BMd, new_q_B in self.thoughts(x_BMd, steps):
+            y_BMd = torch.where(running_B[:, None, None], new_y_BMd, y_BMd)
             q_logits.append(torch.where(running_B, new_q_B, q_logits[-1]) if q_logits else new_q_B)
             steps_B = steps_B + running_B
             if halting:
                 running_B = running_B & (q_logits[-1] <= 0)
             if not running_B.any():
                 break
-        return ThoughtOutput(self.head(y_BMd), steps_B, torch.stack(q_logits, dim=1))
+        return ThoughtOutput(self.head(y_BMd), y_BMd, steps_B, torch.stack(q_logits, dim=1))

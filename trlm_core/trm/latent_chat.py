@@ -1,11 +1,10 @@
-"""Talking to a latent-thought checkpoint, with every step of its thought shown; and opening any checkpoint to talk to.
+"""Talking to a latent-thought checkpoint, with every supervision step of its thought shown.
 
-step  1   halts  12 %   _42134...      what the expander reads out of the latents after the step, and how sure the head is to be done
-used 4 of 4 steps
+supervision step  1   halts  12 %   _42134...      what the expander reads out of the latents after it, and how sure the head is to be done
+used 4 of 4 supervision steps
 answer    1342...
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from trlm_core.artifacts.manifest import MANIFEST_NAME, Manifest
 from trlm_core.artifacts.store import Store
-from trlm_core.inference.chat import ChatError, TextChat, chat_prompt, told
+from trlm_core.inference.chat import chat_prompt, told
 from trlm_core.text.thoughts import OPEN
-from trlm_core.text.tokenizer import load_tokenizer
 from trlm_core.training.checkpoint import load_model
 from trlm_core.trm.answers import Writing, write_answers
-from trlm_core.trm.latent_checkpoint import CONFIG, load_latent_checkpoint, load_latent_tokenizer
+from trlm_core.trm.chat_checkpoint import ChatSettings
+from trlm_core.trm.latent_checkpoint import load_latent_checkpoint, load_latent_tokenizer
 from trlm_core.trm.latent_generation import Decoding, Thinking
 from trlm_core.trm.latent_thought_model import EncodedPrompt, LatentThoughtModel
 from trlm_core.trm.thought_reading import likeliest_length, read_thoughts_out, thought_steps
@@ -28,7 +27,7 @@ from trlm_core.trm.thought_reading import likeliest_length, read_thoughts_out, t
 
 @dataclass(frozen=True)
 class ShownStep:
-    step: int
+    step: int  # supervision step
     p_halt: float
     thought: str
 
@@ -53,7 +52,7 @@ class LatentChat:
         yield from self._in_latents(ids) if self.thinking == "latent" else self._in_text(ids)
 
     def thought(self, ids: list[int]) -> ShownThought:
-        """Raises ChatError for a prompt that leaves no room in the language model's context."""
+        """Raises ValueError for a prompt that leaves no room in the language model's context."""
         prompt = self._encoded(ids)
         taken = []
         for each in thought_steps(self.model, prompt, self.steps):
@@ -73,8 +72,8 @@ class LatentChat:
     def _in_latents(self, ids: list[int]) -> Iterator[str]:
         thought = self.thought(ids)
         for step in thought.steps:
-            yield f"step {step.step:>2}   halts {100 * step.p_halt:>3.0f} %   {step.thought}"
-        yield f"used {len(thought.steps)} of {self.steps} steps"
+            yield f"supervision step {step.step:>2}   halts {100 * step.p_halt:>3.0f} %   {step.thought}"
+        yield f"used {len(thought.steps)} of {self.steps} supervision steps"
         yield f"answer    {thought.answer}"
 
     def _in_text(self, ids: list[int]) -> Iterator[str]:
@@ -91,51 +90,13 @@ class LatentChat:
         return self.model.encode_prompt(ids_1L, torch.ones_like(ids_1L))
 
 
-@dataclass(frozen=True)
-class ChatSettings:
-    thinking: Thinking
-    steps: int | None  # of a latent thought; None: the checkpoint's own
-    halting: bool | None  # likewise
-    max_new_tokens: int
-    device: str
-
-
-def open_chat(checkpoint: str, store: str, settings: ChatSettings) -> TextChat | LatentChat:
-    """checkpoint: a folder, or an address in the store, whose newest version is taken where it names none.
-
-    Raises ChatError, LatentCheckpointError.
-    """
-    folder = _folder(checkpoint, store)
-    return _latent_chat(folder, settings) if _is_latent(folder) else _text_chat(folder, settings)
-
-
-def _text_chat(folder: Path, settings: ChatSettings) -> TextChat:
-    if settings.thinking == "latent":
-        raise ChatError(f"{folder}: wanted a latent-thought checkpoint for --thinking latent, got a language model; say text or off")
-    model = load_model(folder, "float32").to(settings.device)  # type: ignore[arg-type]
-    return TextChat(model, load_tokenizer(folder), settings.thinking == "text", settings.max_new_tokens)
-
-
-def _latent_chat(folder: Path, settings: ChatSettings) -> LatentChat:
+def latent_chat(folder: Path, settings: ChatSettings) -> LatentChat:
+    """Raises LatentCheckpointError."""
     base = _base_in_store(folder)
     model = load_latent_checkpoint(folder, None if base is None else load_model(base, "float32")).to(settings.device)
     halting = model.config.eval_halting if settings.halting is None else settings.halting
     steps = settings.steps or model.config.eval_steps
     return LatentChat(model, load_latent_tokenizer(folder), settings.thinking, steps, halting, settings.max_new_tokens)
-
-
-def _folder(checkpoint: str, store: str) -> Path:
-    if (Path(checkpoint) / CONFIG).is_file():
-        return Path(checkpoint)
-    if Store.exists(store):
-        opened = Store.open(store)
-        if addresses := opened.finished(checkpoint):
-            return opened.folder(opened.manifests_at(addresses[-1:])[0])
-    raise ChatError(f"checkpoint: wanted a folder with {CONFIG}, or an address in the store {store}, got {checkpoint!r}")
-
-
-def _is_latent(folder: Path) -> bool:
-    return json.loads((folder / CONFIG).read_text()).get("model_type") == "latent_thought"
 
 
 def _base_in_store(folder: Path) -> Path | None:

@@ -118,7 +118,7 @@ def _append_thoughts(
     own_BLD, mask_BL = left_padded([each.before.own_LD for each in writing])
     read_BLD, _ = left_padded([each.before.read_LD for each in writing])
     prompt = model.encode_embeds(own_BLD, read_BLD, mask_BL)
-    window_BL = model.window(prompt, room=1 + max(each.left for each in writing))
+    window_BL = model.window(prompt, model.config.states.num_latents, room=1 + max(each.left for each in writing))
     thought = model.think(prompt, steps, halting)
     for b, each in enumerate(writing):
         u_MD = thought.u_BMD[b].to(read_BLD.dtype)

@@ -103,12 +103,6 @@ class LatentThoughtModel(nn.Module):
         h_BLD = hidden_states(self.base, own_BLD, mask_BL, self.config.hidden_layer, cache)
         return EncodedPrompt(embeds_BLD, mask_BL.bool(), h_BLD, cache)
 
-    def thought_states(self, prompt_ids_BL: Tensor, prompt_mask_BL: Tensor, thought_ids_BC: Tensor, thought_mask_BC: Tensor) -> Tensor:
-        """[B, C, D]: the teacher's states over a thought in text and its `</think>`, after its prompt; to be reached without the text."""
-        ids_BS = torch.cat([prompt_ids_BL, thought_ids_BC], dim=1)
-        mask_BS = torch.cat([prompt_mask_BL.bool(), thought_mask_BC.bool()], dim=1)
-        return self.encode(ids_BS, mask_BS)[:, prompt_ids_BL.shape[1] :]
-
     def think(self, prompt: EncodedPrompt, steps: int | None = None, halting: bool | None = None) -> Thought:
         """A row that has no prompt (no `<think>`) gets a thought of zeros."""
         self.trm_calls += 1
@@ -125,8 +119,8 @@ class LatentThoughtModel(nn.Module):
 
     def answer_logits(self, prompt: EncodedPrompt, u_BMD: Tensor, answer_ids_BA: Tensor) -> Tensor:
         """[B, A, V]: [j] predicts answer_ids[j], each from the answer before it. M may be 0: no thought at all. A gradient reaches u."""
-        tail_BTD = self.continue_after(u_BMD, answer_ids_BA[:, :-1])
-        return self._pass_2(prompt, tail_BTD, answer_ids_BA.shape[1])
+        window_BL = self.window(prompt, u_BMD.shape[1], room=answer_ids_BA.shape[1])  # </think> comes in, the last token does not
+        return self._pass_2(prompt, window_BL, self.continue_after(u_BMD, answer_ids_BA[:, :-1]), answer_ids_BA.shape[1])
 
     def continue_after(self, u_BMD: Tensor, ids_BA: Tensor) -> Tensor:
         """Embeddings of u | </think> | ids."""
@@ -134,17 +128,16 @@ class LatentThoughtModel(nn.Module):
         text_BTD = embed(self.base, torch.cat([end_B1, ids_BA], dim=1))
         return torch.cat([u_BMD.to(text_BTD.dtype), text_BTD], dim=1)
 
-    def window(self, prompt: EncodedPrompt, room: int) -> Tensor:
+    def window(self, prompt: EncodedPrompt, n_latents: int, room: int) -> Tensor:
         """The mask of what pass 2 reads of the prompt, where `room` positions follow the latents. Raises ValueError for too many."""
-        n_latents, mask_BL = self.config.states.num_latents, prompt.mask_BL
+        mask_BL = prompt.mask_BL
         if self.config.insertion == "slide":
             mask_BL = slide(mask_BL, n_latents, self.config.sink_tokens, room, self.max_context)
         check_fits(mask_BL, n_latents, room, self.max_context)
         return mask_BL
 
-    def _pass_2(self, prompt: EncodedPrompt, tail_BTD: Tensor, n_logits: int) -> Tensor:
+    def _pass_2(self, prompt: EncodedPrompt, window_BL: Tensor, tail_BTD: Tensor, n_logits: int) -> Tensor:
         tail_mask_BT = torch.ones(tail_BTD.shape[:2], dtype=torch.bool, device=tail_BTD.device)
-        window_BL = self.window(prompt, room=tail_BTD.shape[1] - self.config.states.num_latents)
         mask_BS = torch.cat([window_BL, tail_mask_BT], dim=1)
         positions_BS = position_ids(mask_BS)
         kept: dict[str, Any] = {"attention_mask": mask_BS.long(), "logits_to_keep": n_logits}
@@ -186,7 +179,7 @@ class LatentThoughtModel(nn.Module):
     def _spliced_logits(self, prompt: EncodedPrompt, thought: Thought, embeds_BLD: Tensor, rest_BL: Tensor) -> Tensor:
         """prompt | latents | rest, each where the row's mask has it; logits go back to the columns that their tokens had."""
         length, n_latents = embeds_BLD.shape[1], self.config.states.num_latents
-        window_BL = self.window(prompt, room=int(rest_BL.sum(dim=1).max()))
+        window_BL = self.window(prompt, n_latents, room=int(rest_BL.sum(dim=1).max()))
         latent_mask_BM = prompt.mask_BL.any(dim=1, keepdim=True).expand(-1, n_latents)
         mask_BS = torch.cat([window_BL, latent_mask_BM, rest_BL], dim=1)
         embeds_BSD = torch.cat([embeds_BLD, thought.u_BMD.to(embeds_BLD.dtype), embeds_BLD], dim=1)

@@ -7,6 +7,7 @@ over all questions and not over those that the checkpoint can do.
 """
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -56,21 +57,24 @@ class Asked:
 
 
 def own_traces_spec(recipe: TRMRecipe, data: OwnTraces, base: Fingerprinted) -> Spec:
-    identity = {"made_by": "own_traces/1", "data": data.model_dump(mode="json"), "precision": recipe.precision}
+    # What is not said of the prompt is left out: replies are dear, and these are the same.
+    unsaid = {name for name in ("system_prompt", "today") if getattr(data, name) is None}
+    identity = {"made_by": "own_traces/1", "data": data.model_dump(mode="json", exclude=unsaid), "precision": recipe.precision}
     return Spec("datasets", recipe.name, "thoughts", identity, {"base": base.fingerprint}, recipe.model_dump(mode="json"))
 
 
 def make_own_traces(
     store: Store, recipe: TRMRecipe, data: OwnTraces, base: Manifest, device: str, on_reply: OnReply = lambda done, total: None
 ) -> Manifest:
-    """Raises ThoughtDataError where a family has too few questions, or no reply to a question of the train split is verified."""
+    """Raises ThoughtDataError where a family has too few questions, a prompt is none, or no reply to a question of train is verified."""
     spec = own_traces_spec(recipe, data, base)
 
     def build(folder: Path) -> dict[str, Any]:
         questions = asked_questions(data)
-        tokenizer = load_tokenizer(store.folder(base))
+        tokenizer = asking_tokenizer(load_tokenizer(store.folder(base)), data)
         tokens = ThinkTokens.of(tokenizer)
         model = load_model(store.folder(base), base_precision(recipe)).to(device)  # type: ignore[arg-type]
+        check_prompts(tokenizer, questions, data.max_new_tokens, model.config.max_position_embeddings)
         replies = reply_to(model, tokenizer, questions, data.max_new_tokens, store.workspace(spec) / REPLIES, on_reply)
         examples = [*thought_examples(tokenizer, questions, replies)]
         latents = recipe.model.num_latents if recipe.model.insertion == "append" else 0
@@ -79,6 +83,50 @@ def make_own_traces(
         return write_thoughts(examples, folder) | verdict_counts(questions, replies)
 
     return store.make(spec, build)
+
+
+def asking_tokenizer(base: PreTrainedTokenizerBase, data: OwnTraces) -> PreTrainedTokenizerBase:
+    """The base's, the recipe's system turn and date written into its template: whoever asks with it later asks the same. Changes `base`.
+
+    A conversation with a system turn of its own keeps it.
+    """
+    written = ""
+    if data.system_prompt is not None:
+        turn = f"{{'role': 'system', 'content': {json.dumps(data.system_prompt, ensure_ascii=False)}}}"
+        written += f"{{% if messages[0].role != 'system' %}}{{% set messages = [{turn}] + messages %}}{{% endif %}}"
+    if data.today is not None:
+        written += _clock(data.today)
+    if written:
+        base.chat_template = written + base.get_chat_template()
+    return base
+
+
+def check_prompts(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Asked], max_new_tokens: int, context: int) -> None:
+    """Before the first reply, since all of them cost hours. Raises ThoughtDataError for the first prompt of which no row can come."""
+    if _on(tokenizer, questions[0], "one day") != _on(tokenizer, questions[0], "another"):
+        raise ThoughtDataError("prompts: wanted the same ones every day, got the day's date from the base's template; set data.today")
+    tags = {ThinkTokens.of(tokenizer).think: OPEN, ThinkTokens.of(tokenizer).end_think: CLOSE}
+    for asked in questions:
+        ids = prompt_ids(tokenizer, _messages(asked))
+        if written := [tags[each] for each in ids if each in tags]:
+            advice = "set data.system_prompt to one without them, if they are the template's"
+            raise ThoughtDataError(f"{_name(asked)}: wanted a prompt without a tag of a thought, got {' '.join(written)}; {advice}")
+        if (longest := len(ids) + max_new_tokens) > context:
+            got = f"got {len(ids):,} and {max_new_tokens:,} of a reply"
+            raise ThoughtDataError(
+                f"{_name(asked)}: wanted at most the base's {context:,} positions, {got}; lower max_new_tokens by {longest - context:,}"
+            )
+
+
+def _on(tokenizer: PreTrainedTokenizerBase, asked: Asked, day: str) -> str:
+    """The prompt, if the clock showed this."""
+    template = _clock(day) + tokenizer.get_chat_template()
+    return str(tokenizer.apply_chat_template(_messages(asked), chat_template=template, tokenize=False, add_generation_prompt=True))
+
+
+def _clock(day: str) -> str:
+    """transformers gives templates a function of this name, which tells the date; a template's own macro goes before it."""
+    return f"{{% macro strftime_now(form) %}}{day}{{% endmacro %}}"
 
 
 def asked_questions(data: OwnTraces) -> list[Asked]:
@@ -98,7 +146,7 @@ def reply_to(
     on_reply: OnReply,
 ) -> list[Generated]:
     """In the order of the questions; those that the file `kept` has are not generated again."""
-    replies = [Generated(**line) for line in read_lines(kept)]
+    replies = _whole_chunks([Generated(**line) for line in read_lines(kept)], len(questions))
     write_aside(kept, "".join(canonical_json(asdict(reply)) + "\n" for reply in replies))  # a kill may have left half a line
     for first in range(len(replies), len(questions), QUESTIONS_AT_ONCE):
         some = questions[first : first + QUESTIONS_AT_ONCE]
@@ -108,6 +156,11 @@ def reply_to(
             append_line(kept, asdict(reply))
         on_reply(len(replies), len(questions))
     return replies
+
+
+def _whole_chunks(replies: list[Generated], wanted: int) -> list[Generated]:
+    """A reply depends on its batch, by a rounding: a chunk that was cut off is generated as the same batches again."""
+    return replies if len(replies) == wanted else replies[: len(replies) // QUESTIONS_AT_ONCE * QUESTIONS_AT_ONCE]
 
 
 def verdict(problem: Problem, reply: Generated) -> Verdict:
@@ -178,9 +231,13 @@ def _example(tokenizer: PreTrainedTokenizerBase, asked: Asked, reply: str, autho
     end = ids.index(tokens.end_think)
     prompt = (*prompt_ids(tokenizer, _messages(asked)), tokens.think)
     thought, answer = reply.removeprefix(OPEN).split(CLOSE)
-    provenance = f"{author}/{asked.problem.family}/{asked.split}/{asked.number}"
+    provenance = f"{author}/{_name(asked)}"
     row = ThoughtRow(prompt, tuple(ids[1:end]), (*ids[end + 1 :], tokens.eos))
     return ThoughtExample(asked.split, provenance, str(tokenizer.decode([*prompt])), thought, f"{answer}{tokenizer.eos_token}", row)
+
+
+def _name(asked: Asked) -> str:
+    return f"{asked.problem.family}/{asked.split}/{asked.number}"
 
 
 def _messages(asked: Asked) -> list[dict[str, str]]:

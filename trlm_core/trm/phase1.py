@@ -19,12 +19,13 @@ from trlm_core.trm.phase_module import PhaseModule, StepLoss, Training, named
 from trlm_core.trm.phase_rows import ReadStates, RowTable, States, latents_of
 from trlm_core.trm.thought_data import BatchOrder, ThoughtBatch
 from trlm_core.trm.thought_losses import (
+    ReadThought,
     answer_loss,
     centred_state_r2,
     kl_to_text,
+    read_ids,
     relative_error,
     text_answer_logits,
-    thought_loss,
 )
 
 TRAINED = ("trm.compressor", "expander", "projector")
@@ -94,7 +95,7 @@ class _Read:
     def thought_losses(self, weights: Phase1Losses) -> dict[str, Tensor]:
         losses = {}
         if weights.token:
-            losses["token"] = thought_loss(self.model.read(self.post_BMd, self.batch.thought_mask_BC), self.batch)
+            losses["token"] = ReadThought.of(self.model, self.post_BMd, self.batch).loss()
         if weights.answer or weights.kl:
             prompt = self.model.encode_prompt(self.batch.prompt_ids_BL, self.batch.prompt_mask_BL)
             logits_BAV = self.model.answer_logits(prompt, self.model.thinker.embed(self.post_BMd), self.batch.answer_ids_BA)
@@ -117,7 +118,7 @@ class Phase1Metrics:
     rel_mse_post: float
     r2_pre: float
     r2_post: float
-    token_accuracy: float  # of the thought, read out of its latents
+    token_accuracy: float  # of the thought, read out of its latents; means something where these are of states that the head reads
     oracle_accuracy: float  # answers after the latents of the thought in text: what phase 2 can reach at best
 
 
@@ -144,9 +145,8 @@ def oracle_answers(model: LatentThoughtModel, batch: ThoughtBatch, post_BMd: Ten
 def _measured(read: _Read) -> dict[str, float]:
     pre_BLD, post_BCD = read.expanded()
     mask_BL, mask_BC, batch = read.batch.prompt_mask_BL, read.batch.thought_mask_BC, read.batch
-    logits_BCV = read.model.read(read.post_BMd, mask_BC)[:, :-1]
     ids_BC, predicted_BC = batch.thought_ids_BC[:, 1:], mask_BC[:, 1:]
-    right_BC = (logits_BCV.argmax(dim=-1) == ids_BC) & predicted_BC
+    right_BC = (read_ids(read.model, read.post_BMd, mask_BC)[:, :-1] == ids_BC) & predicted_BC
     return {
         "rel_mse_pre": relative_error(pre_BLD, read.states.pre_BLD, mask_BL).item(),
         "rel_mse_post": relative_error(post_BCD, read.states.post_BCD, mask_BC).item(),
@@ -154,8 +154,3 @@ def _measured(read: _Read) -> dict[str, float]:
         "r2_post": centred_state_r2(post_BCD, read.states.post_BCD, mask_BC).item(),
         "token_accuracy": (right_BC.sum() / predicted_BC.sum().clamp(min=1)).item(),
     }
-
-
-def reaches_text(metrics: Phase1Metrics, text_accuracy: float, share: float) -> bool:
-    """The gate: latents of the right thought are worth at least this share of the language model's own thoughts in text."""
-    return metrics.oracle_accuracy >= share * text_accuracy

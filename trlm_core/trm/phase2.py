@@ -21,7 +21,7 @@ from trlm_core.trm.latent_thought_model import LatentThoughtModel
 from trlm_core.trm.phase_module import PhaseModule, StepLoss, Training, named
 from trlm_core.trm.phase_rows import Latents, RowTable
 from trlm_core.trm.thought_data import BatchOrder, ThoughtBatch
-from trlm_core.trm.thought_losses import answer_is_right, answer_loss, thought_is_right, thought_loss
+from trlm_core.trm.thought_losses import ReadThought, answer_is_right, answer_loss
 
 TRAINED = ("trm.slots_Md", "trm.core", "trm.head")
 
@@ -32,13 +32,18 @@ class Phase2Module(PhaseModule):
         super().__init__(model, Training(recipe.training, recipe.ema_decay, seed))
         self.recipe, self.table, self.trm, self.full = recipe, table, model.thinker.trm, model.config.states.recursion
         self.order = BatchOrder(len(table), recipe.training.batch, seed)
-        self.pre_NMd = latents.pre_NMd
-        self.target_NMd = model.thinker.trm.norm.standardise_post(latents.post_NMd.to(self.trm.slots_Md.device)).cpu()
+        self.pre_NMd, self.post_NMd = latents.pre_NMd, latents.post_NMd
         self.rows_B = torch.zeros(recipe.training.batch, dtype=torch.long)
+        self.targets()
         self.carry: Carry = first_carry(self.trm.core, self.pre_NMd[self.rows_B].to(self.trm.slots_Md.device))
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         return named(self, *(f"model.thinker.{part}" for part in TRAINED))
+
+    def targets(self) -> Tensor:
+        """[B, M, d]: of the rows that the slots have now. Raises ValueError where the statistics are not there."""
+        norm = self.trm.norm
+        return norm.standardise_post(self.post_NMd[self.rows_B].to(self.trm.slots_Md.device))
 
     def step_loss(self, step: int) -> StepLoss:
         self.trm.core.config = recursion_at(self.recipe, self.full, step)
@@ -73,14 +78,16 @@ class Phase2Module(PhaseModule):
         self.carry = replace(carry, fewest_steps_B=carry.fewest_steps_B.clamp(min=self.recipe.min_steps))
 
     def _losses(self, step: int, batch: ThoughtBatch, v_BMd: Tensor, q_B: Tensor) -> StepLoss:
-        weights, target_BMd = self.recipe.losses, self.target_NMd[self.rows_B].to(self.device)
-        read_BCV = self.model.read(self.trm.norm.unstandardise_post(v_BMd), batch.thought_mask_BC)
-        losses = {"state": functional.mse_loss(v_BMd.float(), target_BMd), "token": thought_loss(read_BCV, batch)}
-        right_B = thought_is_right(read_BCV, batch)
+        weights, target_BMd, right_B = self.recipe.losses, self.targets(), None
+        losses = {"state": functional.mse_loss(v_BMd.float(), target_BMd)}
+        if weights.token or not has_answers(self.recipe, step):
+            read = ReadThought.of(self.model, self.trm.norm.unstandardise_post(v_BMd), batch)
+            losses["token"], right_B = read.loss(), read.is_right()
         if has_answers(self.recipe, step):
             prompt = self.model.encode_prompt(batch.prompt_ids_BL, batch.prompt_mask_BL)
             logits_BAV = self.model.answer_logits(prompt, self.model.thinker.embed_thought(v_BMd), batch.answer_ids_BA)
             losses["answer"], right_B = answer_loss(logits_BAV, batch), answer_is_right(logits_BAV, batch)
+        assert right_B is not None
         losses["halt"] = halting_loss(q_B, right_B)
         total = sum(getattr(weights, name) * each for name, each in losses.items())
         assert isinstance(total, Tensor)

@@ -2,7 +2,7 @@
 
 The policy is answer | prompt, u(prompt): no chance is in u, so that a group's answers share it and differ by their tokens alone.
 The gradient goes from an answer's log-probability through the embeddings of the thought into its last step, and to the compressor.
-Trained: compressor, recursion, slots, head, projector.
+Trained: compressor, recursion, slots, head, projector; the halting head by its own loss, which moves nothing else.
 P prompts, G answers each, B of them in a loss, A tokens, M latents, V the vocabulary.
 """
 # ruff: noqa: N815 - tensor names carry their shape
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trlm_core.recipes.trm_schema import Phase3
 from trlm_core.trm.answers import Ids, Writing, chosen, exact, write_answers
-from trlm_core.trm.grpo import PolicyRecipe, advantages, policy_loss, tells_apart
+from trlm_core.trm.grpo import PolicyRecipe, Rollout, advantages, policy_loss, tells_apart
 from trlm_core.trm.hidden_state_trm import ThoughtOutput
 from trlm_core.trm.hidden_states import LanguageModel
 from trlm_core.trm.latent_thought_model import EncodedPrompt, LatentThoughtModel
@@ -32,7 +32,7 @@ TRAINED = ("trm.compressor", "trm.slots_Md", "trm.core", "trm.head", "projector"
 
 
 @dataclass(frozen=True)
-class _Rollout:
+class _Telling:
     """Answers of the groups that tell something, and their advantages."""
 
     prompt: EncodedPrompt
@@ -40,6 +40,7 @@ class _Rollout:
     ids_BA: Tensor
     mask_BA: Tensor
     advantages_B: Tensor
+    whole: Rollout  # of all groups
 
 
 class Phase3Module(PhaseModule):
@@ -67,17 +68,17 @@ class Phase3Module(PhaseModule):
         answers = self._group_answers(prompt, u_PMD.detach())
         rewards_PG = group_rewards(self.recipe.rewards, answers, rows, self.is_well_formed)
         right_PG = torch.tensor(exact(answers, [row for row in rows for _ in range(self.recipe.group_size)])).view_as(rewards_PG)
-        halt = halting_loss(thought.q_logits_BS[:, -1], (right_PG.float().mean(dim=1) > 0.5).to(self.device))
+        halt = self._halting_loss(thought, right_PG)
         metrics = {
             "reward_mean": rewards_PG.mean(),
             "exact": right_PG.float().mean(),
             "zero_variance_share": (~tells_apart(rewards_PG)).float().mean(),
             "loss_halt": halt.detach(),
         }
-        rollout = self._rollout(prompt, answers, rewards_PG)
-        if rollout is None:  # every group was of one mind: only the halting head learns
+        told = self._telling(prompt, answers, rewards_PG)
+        if told is None:  # every group was of one mind: only the halting head learns
             return StepLoss(self.recipe.halt_loss * halt, metrics)
-        made = self._policy_loss(rollout, prompt, u_PMD)
+        made = self._policy_loss(told, prompt, u_PMD)
         return StepLoss(made.loss + self.recipe.halt_loss * halt, {**metrics, **made.metrics})
 
     def finish(self) -> None:
@@ -93,6 +94,11 @@ class Phase3Module(PhaseModule):
         if now != self.language_model_sha256:
             raise RuntimeError(f"language model: wanted the bytes {self.language_model_sha256[:12]} as before phase 3, got {now[:12]}")
 
+    def _halting_loss(self, thought: ThoughtOutput, right_PG: Tensor) -> Tensor:
+        """Of the head alone: what a thought is, rewards decide."""
+        q_P = self.model.thinker.trm.core.halt_logits(thought.y_BMd.detach())
+        return halting_loss(q_P, (right_PG.float().mean(dim=1) > 0.5).to(self.device))
+
     def _think(self, thinker: Thinker, prompt: EncodedPrompt) -> ThoughtOutput:
         return thinker.trm(prompt.h_BLD, prompt.mask_BL, self.model.config.eval_steps, halting=False)
 
@@ -102,7 +108,7 @@ class Phase3Module(PhaseModule):
         writing = Writing(self.policy.max_new_tokens, self.recipe.temperature)
         return write_answers(self.model, chosen(prompt, numbers_B), u_PMD[numbers_B], writing)
 
-    def _rollout(self, prompt: EncodedPrompt, answers: Sequence[Ids], rewards_PG: Tensor) -> _Rollout | None:
+    def _telling(self, prompt: EncodedPrompt, answers: Sequence[Ids], rewards_PG: Tensor) -> _Telling | None:
         kept_P = tells_apart(rewards_PG)
         if not kept_P.any():
             return None
@@ -113,24 +119,25 @@ class Phase3Module(PhaseModule):
         )
         advantages_B = advantages(rewards_PG, self.policy.loss_type).flatten()[kept_B]
         ids_BA, mask_BA, advantages_B = (each.to(self.device) for each in (ids_BA, mask_BA, advantages_B))
-        return _Rollout(chosen(prompt, numbers_B), numbers_B, ids_BA, mask_BA, advantages_B)
+        whole = Rollout(len(answers), sum(len(answer) for answer in answers))
+        return _Telling(chosen(prompt, numbers_B), numbers_B, ids_BA, mask_BA, advantages_B, whole)
 
-    def _policy_loss(self, rollout: _Rollout, prompt: EncodedPrompt, u_PMD: Tensor) -> StepLoss:
-        logp_BA, entropy = self._log_probabilities(rollout, u_PMD)
+    def _policy_loss(self, told: _Telling, prompt: EncodedPrompt, u_PMD: Tensor) -> StepLoss:
+        logp_BA, entropy = self._log_probabilities(told, u_PMD)
         with torch.no_grad():
             reference_u_PMD = self.reference.embed_thought(self._think(self.reference, prompt).v_BMd)
-            reference_logp_BA, _ = self._log_probabilities(rollout, reference_u_PMD)
+            reference_logp_BA, _ = self._log_probabilities(told, reference_u_PMD)
         # One optimizer step per rollout: the answers were drawn with these very weights.
-        made = policy_loss(logp_BA, logp_BA.detach(), reference_logp_BA, rollout.advantages_B, rollout.mask_BA, self.policy)
+        made = policy_loss(logp_BA, logp_BA.detach(), reference_logp_BA, told.advantages_B, told.mask_BA, self.policy, told.whole)
         metrics = {"loss_policy": made.loss.detach(), "kl": made.kl, "clip_share": made.clip_share, "entropy": entropy}
         return StepLoss(made.loss, metrics)
 
-    def _log_probabilities(self, rollout: _Rollout, u_PMD: Tensor) -> tuple[Tensor, Tensor]:
+    def _log_probabilities(self, told: _Telling, u_PMD: Tensor) -> tuple[Tensor, Tensor]:
         """[B, A] of the answers' tokens as they are drawn, and the mean entropy of a token."""
-        logits_BAV = self.model.answer_logits(rollout.prompt, u_PMD[rollout.numbers_B], rollout.ids_BA)
+        logits_BAV = self.model.answer_logits(told.prompt, u_PMD[told.numbers_B], told.ids_BA)
         logp_BAV = (logits_BAV.float() / self.recipe.temperature).log_softmax(dim=-1)
         entropy_BA = -(logp_BAV.detach().exp() * logp_BAV.detach()).sum(dim=-1)
-        return logp_BAV.gather(2, rollout.ids_BA.unsqueeze(2)).squeeze(2), entropy_BA[rollout.mask_BA].mean()
+        return logp_BAV.gather(2, told.ids_BA.unsqueeze(2)).squeeze(2), entropy_BA[told.mask_BA].mean()
 
 
 def language_model_sha256(base: LanguageModel) -> str:

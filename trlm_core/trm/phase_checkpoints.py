@@ -36,8 +36,8 @@ from trlm_core.trm.phase2b import Phase2bModule
 from trlm_core.trm.phase3 import Phase3Module
 from trlm_core.trm.phase_models import base_of, config_of, new_model, with_adapter, with_recursion, without_depth
 from trlm_core.trm.phase_module import PhaseModule
-from trlm_core.trm.phase_rows import latents_of
-from trlm_core.trm.phase_trainer import PhaseProgress, PhaseRun, run_phase
+from trlm_core.trm.phase_rows import Latents, RowTable, latents_of
+from trlm_core.trm.phase_trainer import PhaseProgress, PhaseRun, Precision, run_phase
 from trlm_core.trm.specs import Control, Phase, control_spec, phase_before, phase_spec
 from trlm_core.trm.states import CachedStates
 
@@ -45,6 +45,7 @@ PAUSES = "pauses.safetensors"
 SECONDS_TO_DELIVER = 60.0  # metrics to MLflow, at the end of a phase
 MOST_SAVE_SECONDS = 60.0  # a thinker is small: a save of it costs less than the steps that a kill would cost
 ACCELERATORS = {"cpu": "cpu", "cuda": "gpu", "mps": "mps"}  # Lightning's words
+PRECISIONS: dict[str, Precision] = {"float32": "32-true", "bf16_mixed": "bf16-mixed"}
 OnProgress = Callable[[PhaseProgress], None]
 
 
@@ -100,12 +101,12 @@ class PhaseTraining:
 
     def _phase2(self) -> PhaseModule:
         model, table = self._before_phase2(), self.material.table("train")
-        latents = latents_of(model, table, self._states())
+        latents = self._latents(model, table, phase_spec(self.material.recipe, "phase2", self.material.made))
         return Phase2Module(model, table, latents, self.material.recipe.phase2, self._seed("phase2/order"))
 
     def _nonrecursive(self) -> PhaseModule:
         twin, table, recipe = non_recursive_twin(self._before_phase2()), self.material.table("train"), self.material.recipe
-        latents = latents_of(twin, table, self._states())
+        latents = self._latents(twin, table, control_spec(recipe, "nonrecursive", self.material.made))
         how = recipe.phase2.model_copy(update={"training": recipe.controls.nonrecursive, "curriculum": ()})
         return Phase2Module(twin, table, latents, how, self._seed("nonrecursive/order"))
 
@@ -134,6 +135,9 @@ class PhaseTraining:
         phase1 = self.material.model("phase1")
         config = config_of(self.material.recipe, phase1.base)  # type: ignore[arg-type]
         return with_recursion(phase1, config, self._seed("phase2/weights"))
+
+    def _latents(self, model: LatentThoughtModel, table: RowTable, spec: Spec) -> Latents:
+        return latents_of(model, table, self._states(), folder=self.material.store.workspace(spec))
 
     def _states(self) -> Any:
         return CachedStates(self.material.folder("states")).read
@@ -165,7 +169,17 @@ class PhaseTraining:
             spool.log(progress.metrics, progress.done)
             self.on_progress(progress)
 
-        how = PhaseRun(
+        try:
+            with system_metrics(spool):
+                history = run_phase(module, self._how(workspace, on_progress))
+        finally:
+            spool.close(SECONDS_TO_DELIVER)
+        if self.run is not None:
+            deliver_or_keep(workspace / METRICS, self.run, SECONDS_TO_DELIVER, self.material.store.root / UNDELIVERED)
+        return history
+
+    def _how(self, workspace: Path, on_progress: OnProgress) -> PhaseRun:
+        return PhaseRun(
             workspace=workspace,
             save_steps=self.execution.save_steps,
             save_seconds=min(self.execution.save_seconds, MOST_SAVE_SECONDS),
@@ -173,16 +187,9 @@ class PhaseTraining:
             log_steps=1,
             on_progress=on_progress,
             is_stopped=lambda: False,
+            precision=PRECISIONS[self.material.recipe.precision],
             accelerator=ACCELERATORS[self.material.device],
         )
-        try:
-            with system_metrics(spool):
-                history = run_phase(module, how)
-        finally:
-            spool.close(SECONDS_TO_DELIVER)
-        if self.run is not None:
-            deliver_or_keep(workspace / METRICS, self.run, SECONDS_TO_DELIVER, self.material.store.root / UNDELIVERED)
-        return history
 
     def _write_model(self, module: PhaseModule, folder: Path) -> None:
         save_latent_checkpoint(module.model, self.material.tokenizer, folder)

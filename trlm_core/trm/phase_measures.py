@@ -19,7 +19,7 @@ from trlm_core.data.split import seed_of
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.trm_schema import Phase3, RowName, TRMEvaluation, TRMRecipe
 from trlm_core.trm.answers import Writing, chosen, longest_answer, write_answers
-from trlm_core.trm.evaluate import TRM, Claim, Evaluation, EvaluationRow, Rivals, claims, evaluate
+from trlm_core.trm.evaluate import TRM, Claim, Evaluation, EvaluationRow, Rivals, Thinkers, at_least, best_step, claims, evaluate
 from trlm_core.trm.latent_thought_model import LatentThoughtModel
 from trlm_core.trm.material import Material, usable_device
 from trlm_core.trm.phase1 import phase1_metrics
@@ -68,14 +68,14 @@ def check_gate(recipe: TRMRecipe, phase: Phase, measured: Manifest) -> None:
     """Raises GateError for a claim that does not hold, unless the recipe only reports them."""
     failed = [claim for claim in measured.counts["claims"] if not claim["holds"]]
     if failed and recipe.gates == "stop":
-        words = "; ".join(f"{each['name']}: wanted at least {each['wanted']:.3f}, got {each['got']:.3f}" for each in failed)
+        words = "; ".join(f"{each['name']}: wanted {at_least(each['wanted'])}, got {each['got']:.3f}" for each in failed)
         advice = f"its checkpoint stays; train {phase} longer, or set gates: report to go on all the same"
         raise GateError(f"gate of {phase} ({measured.counts['examples']:,} examples of validation, {measured.address}): {words}; {advice}")
 
 
 def _phase1(material: Material, on_row: OnRow) -> _Measured:
     model, table, recipe = material.model("phase1"), _validation(material), material.recipe
-    evaluation = evaluate(model, table, _asked(material, "direct", "text", "text_oracle"), NO_RIVALS, on_row)
+    evaluation = evaluate(Thinkers.alone(model), table, _asked(material, "direct", "text", "text_oracle"), NO_RIVALS, on_row)
     metrics = asdict(phase1_metrics(model, table, live_states(model)))
     wanted = recipe.phase1.oracle_over_text * evaluation.exact("text")
     return _Measured(evaluation, metrics, (Claim("oracle_over_text", wanted, metrics["oracle_accuracy"]),))
@@ -85,15 +85,19 @@ def _phase2(material: Material, on_row: OnRow) -> _Measured:
     recipe = material.recipe
     twin = material.model("nonrecursive") if recipe.controls.nonrecursive is not None else None
     rows: list[RowName] = ["direct", *(["nonrecursive"] if twin else []), "trm"]  # type: ignore[list-item]
-    asked = _asked(material, *rows)
-    evaluation = evaluate(material.model("phase2"), _validation(material), asked, Rivals(twin, None, None), on_row)
-    gate, exported = recipe.phase2.gate, recipe.model.n_supervision_steps
-    return _Measured(evaluation, _halting(evaluation), claims(evaluation, gate, asked.steps, exported))
+    thinkers = Thinkers.alone(material.model("phase2"))
+    evaluation = evaluate(thinkers, _validation(material), _asked(material, *rows), Rivals(twin, None, None), on_row)
+    made = claims(evaluation, recipe.phase2.gate, recipe.model.n_supervision_steps, best_step(evaluation))
+    return _Measured(evaluation, _halting(evaluation), made)
 
 
 def _phase2b(material: Material, on_row: OnRow) -> _Measured:
-    evaluation = evaluate(material.model("phase2b"), _validation(material), _asked(material, "direct", "trm"), NO_RIVALS, on_row)
-    return _Measured(evaluation, _halting(evaluation), ())
+    """Its adapters may have learned the task, and not to read latents: they are asked without a thought too."""
+    model, table = material.model("phase2b"), _validation(material)
+    thinkers = Thinkers(first=material.model("phase1"), phase2=None, last=model)
+    evaluation = evaluate(thinkers, table, _asked(material, "direct", "trm"), NO_RIVALS, on_row)
+    adapted = evaluate(Thinkers.alone(model), table, _asked(material, "direct"), NO_RIVALS, lambda row: None)
+    return _Measured(evaluation, {"exact_adapted_direct": adapted.exact("direct")} | _halting(evaluation), ())
 
 
 def _phase3(material: Material, on_row: OnRow) -> _Measured:
@@ -113,7 +117,8 @@ def _phase3(material: Material, on_row: OnRow) -> _Measured:
 
 def _worth(material: Material, model: LatentThoughtModel, phase3: Phase3, on_row: OnRow) -> tuple[Evaluation, float]:
     table = _validation(material)
-    return evaluate(model, table, _asked(material, "trm"), NO_RIVALS, on_row), mean_reward(material, model, table, phase3)
+    evaluation = evaluate(Thinkers.alone(model), table, _asked(material, "trm"), NO_RIVALS, on_row)
+    return evaluation, mean_reward(material, model, table, phase3)
 
 
 @torch.no_grad()
@@ -137,10 +142,7 @@ def _validation(material: Material) -> RowTable:
 
 
 def _asked(material: Material, *rows: RowName) -> TRMEvaluation:
-    """The recipe's evaluation of these rows; the TRM also after as many steps as it is exported with."""
-    asked = material.recipe.evaluation
-    steps = tuple(sorted({*asked.steps, material.recipe.model.n_supervision_steps}))
-    return asked.model_copy(update={"split": "validation", "rows": rows, "steps": steps, "halting": False})
+    return material.recipe.evaluation.model_copy(update={"split": "validation", "rows": rows, "halting": False})
 
 
 def _halting(evaluation: Evaluation) -> dict[str, float]:

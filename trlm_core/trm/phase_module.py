@@ -130,27 +130,14 @@ class PhaseModule(lightning.LightningModule):
 
     # ------------------------------------------------------------------ the average
 
-    @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[LatentThoughtModel]:
-        """The model as it would be exported now; then the trained weights are back."""
-        raw = {name: weight.detach().clone() for name, weight in self.trained.items()}
-        self.adopt_average()
-        try:
-            yield self.model
-        finally:
-            self._set(raw)
-
     def finish(self) -> None:
         """After the last step: the model becomes what is evaluated and exported, its average."""
         self.adopt_average()
 
-    def adopt_average(self) -> None:
-        self._set({name: self.average.weights[_flat(name)] for name in self.trained})
-
     @torch.no_grad()
-    def _set(self, weights: Mapping[str, Tensor]) -> None:
+    def adopt_average(self) -> None:
         for name, weight in self.trained.items():
-            weight.copy_(weights[name])
+            weight.copy_(self.average.weights[_flat(name)])
 
     def _trained_part(self) -> nn.Module:
         """Made anew where it is needed: as an attribute, it would be saved as well."""

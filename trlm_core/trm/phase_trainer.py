@@ -12,10 +12,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as lightning
-import torch
 from pytorch_lightning.callbacks import Callback
 
 from trlm_core.artifacts.full_disk import with_room
@@ -28,6 +27,7 @@ from trlm_core.trm.phase_module import PhaseModule
 CHECKPOINT = "phase.ckpt"
 ASIDE = "aside"
 ADVICE = "choose another with --store"
+Precision = Literal["32-true", "bf16-mixed"]  # Lightning's words
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PhaseProgress:
 
 @dataclass(frozen=True)
 class PhaseRun:
-    """Where and how a phase runs: nothing of it changes the weights that come out."""
+    """Where and how a phase runs. Of it, precision alone changes the weights that come out: it is the recipe's, never the device's."""
 
     workspace: Path
     save_steps: int | None  # a save every so many steps
@@ -51,6 +51,7 @@ class PhaseRun:
     log_steps: int  # a line of history every so many steps, and one for the last
     on_progress: Callable[[PhaseProgress], None]  # with each line
     is_stopped: Callable[[], bool]  # asked after every step
+    precision: Precision
     accelerator: str = "auto"
 
 
@@ -133,11 +134,10 @@ class _Keeper(Callback):
 
 
 def _trainer(module: PhaseModule, run: PhaseRun, keeper: Callback) -> lightning.Trainer:
-    on_gpu = run.accelerator != "cpu" and torch.cuda.is_available()
     return lightning.Trainer(
         accelerator=run.accelerator,
         devices=1,
-        precision="bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true",
+        precision=run.precision,
         max_steps=module.schedule.steps,
         max_epochs=-1,
         callbacks=[keeper],

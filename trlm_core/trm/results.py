@@ -19,13 +19,14 @@ from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.trm_schema import TRMRecipe
 from trlm_core.training.checkpoint import append_line, load_model, read_lines
 from trlm_core.trm.answers import Writing, exact, write_answers
-from trlm_core.trm.evaluate import Evaluation, EvaluationRow, Rivals, evaluate
+from trlm_core.trm.evaluate import Evaluation, EvaluationRow, Rivals, Thinkers, evaluate, steps_asked
+from trlm_core.trm.latent_checkpoint import load_latent_checkpoint
 from trlm_core.trm.latent_example import ExampleStep, LatentExample
 from trlm_core.trm.latent_thought_model import LatentThoughtModel
 from trlm_core.trm.material import Material, usable_device
 from trlm_core.trm.phase_checkpoints import read_pauses
 from trlm_core.trm.phase_rows import RowTable
-from trlm_core.trm.specs import evaluation_spec, last_phase
+from trlm_core.trm.specs import Phase, evaluation_spec, last_phase
 from trlm_core.trm.states import base_precision
 from trlm_core.trm.thought_reading import read_thoughts_out, thought_steps
 
@@ -47,10 +48,11 @@ def make_evaluation(
 ) -> Manifest:
     def build(folder: Path) -> dict[str, Any]:
         material = Material(store, recipe, made, usable_device(execution))
-        model, table = material.model(last_phase(recipe)), material.table(recipe.evaluation.split, recipe.evaluation.examples)
-        evaluation = evaluate(model, table, recipe.evaluation, rivals(material), on_row)
+        thinkers, table = thinkers_of(material), material.table(recipe.evaluation.split, recipe.evaluation.examples)
+        evaluation = evaluate(thinkers, table, recipe.evaluation, rivals(material), on_row)
         write_json(asdict(evaluation), folder / EVALUATION)
-        write_json([asdict(point) for point in halting_curve(model, table, max(recipe.evaluation.steps))], folder / HALTING)
+        model, steps = thinkers.last, _steps(recipe)
+        write_json([asdict(point) for point in halting_curve(model, table, max(steps))], folder / HALTING)
         for example in latent_examples(material, model):
             append_line(folder / EXAMPLES, asdict(example))
         return {"examples": evaluation.examples, "exact": {row.name: row.exact for row in evaluation.rows}}
@@ -76,6 +78,21 @@ def read_examples(folder: Path) -> list[LatentExample]:
 
 def write_json(tree: Any, path: Path) -> None:
     path.write_text(json.dumps(tree, indent=1) + "\n")
+
+
+def thinkers_of(material: Material) -> Thinkers:
+    """On one language model in memory, but where phase 2b puts adapters into it."""
+    recipe, first = material.recipe, material.model("phase1")
+
+    def on_the_same(phase: Phase) -> LatentThoughtModel:
+        return load_latent_checkpoint(material.folder(phase), first.base).to(material.device)  # type: ignore[arg-type]
+
+    last = last_phase(recipe)
+    return Thinkers(
+        first=first,
+        phase2=None if last == "phase2" else on_the_same("phase2"),
+        last=on_the_same(last) if recipe.phase2b is None else material.model(last),
+    )
 
 
 def rivals(material: Material) -> Rivals:
@@ -108,15 +125,15 @@ def halting_curve(model: LatentThoughtModel, table: RowTable, steps: int) -> lis
 
 @torch.no_grad()
 def latent_examples(material: Material, model: LatentThoughtModel) -> list[LatentExample]:
-    """Thought and answer after each of the recipe's steps."""
-    asked = material.recipe.evaluation
+    """Thought and answer after each of the recipe's supervision steps."""
+    asked, shown = material.recipe.evaluation, _steps(material.recipe)
     examples = material.examples(asked.split)[:NUM_EXAMPLES]
     table = RowTable.of([example.row for example in examples], material.tokens)
     batch = table.batch(range(len(table))).to(material.device)
     prompt = model.encode_prompt(batch.prompt_ids_BL, batch.prompt_mask_BL)
     steps: list[list[ExampleStep]] = [[] for _ in examples]
-    for number, thought in enumerate(thought_steps(model, prompt, max(asked.steps)), start=1):
-        if number not in asked.steps:
+    for number, thought in enumerate(thought_steps(model, prompt, max(shown)), start=1):
+        if number not in shown:
             continue
         u_BMD = model.thinker.embed_thought(thought.v_BMd)
         answers = write_answers(model, prompt, u_BMD, Writing(asked.max_new_tokens, temperature=None))
@@ -126,3 +143,7 @@ def latent_examples(material: Material, model: LatentThoughtModel) -> list[Laten
             step = ExampleStep(number, p_halt_B[row], texts[row], str(material.tokenizer.decode(list(answer))), right[row])
             steps[row].append(step)
     return [LatentExample(each.prompt, each.answer, tuple(taken)) for each, taken in zip(examples, steps, strict=True)]
+
+
+def _steps(recipe: TRMRecipe) -> tuple[int, ...]:
+    return steps_asked(recipe.evaluation, recipe.model.n_supervision_steps)

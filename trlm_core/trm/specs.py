@@ -82,7 +82,7 @@ def control_spec(recipe: TRMRecipe, control: Control, made: Made) -> Spec:
     inputs = _inputs(made, "base", "thoughts", "phase1")
     if control == "nonrecursive":
         twin = net_alone(recursion_of(recipe.model))
-        how = recipe.phase2.model_dump(mode="json", include={"ema_decay", "losses", "answer_share", "min_steps"})
+        how = recipe.phase2.model_dump(mode="json", include={"ema_decay", "losses", "answer_share"})
         identity |= {"model": {**recipe.model.model_dump(mode="json", exclude=DEPTH), **asdict(twin)}, "phase2": how}
         inputs |= _inputs(made, "states")
     return _spec(recipe, "checkpoints", control, {**identity, "precision": recipe.precision}, inputs)
@@ -92,11 +92,14 @@ def measure_spec(recipe: TRMRecipe, phase: Phase, made: Made) -> Spec:
     """What a phase reached on the validation split, and whether its gate holds."""
     part = getattr(recipe, phase)
     gate = {"oracle_over_text": part.oracle_over_text} if phase == "phase1" else getattr(part, "gate", None) and part.gate.model_dump()
-    asked = recipe.evaluation.model_dump(mode="json", include={"examples", "steps", "max_new_tokens"})
-    identity = {"made_by": "phase_measures/1", "phase": phase, "asked": asked, "gate": gate, "precision": recipe.precision}
+    steps = set() if phase == "phase1" else {"steps"}  # which phase 1 has none of
+    asked = recipe.evaluation.model_dump(mode="json", include={"examples", "max_new_tokens", *steps})
+    identity = {"made_by": "phase_measures/2", "phase": phase, "asked": asked, "gate": gate, "precision": recipe.precision}
     roles = ["base", "thoughts", phase]
     if phase == "phase2" and recipe.controls.nonrecursive is not None:
         roles.append("nonrecursive")
+    if phase == "phase2b":
+        roles.append("phase1")
     if phase == "phase3":
         identity |= {"rewards": part.model_dump(mode="json", include={"rewards", "temperature", "group_size"}), "seed": recipe.seed}
         roles.append(phase_before(recipe, phase))
@@ -104,8 +107,9 @@ def measure_spec(recipe: TRMRecipe, phase: Phase, made: Made) -> Spec:
 
 
 def evaluation_spec(recipe: TRMRecipe, made: Made) -> Spec:
-    identity = {"made_by": "evaluation/1", "evaluation": recipe.evaluation.model_dump(mode="json"), "precision": recipe.precision}
-    inputs = _inputs(made, "base", "thoughts", *controls_of(recipe)) | {"checkpoint": made[last_phase(recipe)].fingerprint}
+    identity = {"made_by": "evaluation/2", "evaluation": recipe.evaluation.model_dump(mode="json"), "precision": recipe.precision}
+    earlier = [phase for phase in ("phase1", "phase2") if phase != last_phase(recipe)]
+    inputs = _inputs(made, "base", "thoughts", *earlier, *controls_of(recipe)) | {"checkpoint": made[last_phase(recipe)].fingerprint}
     return _spec(recipe, "evals", "evaluation", identity, inputs)
 
 

@@ -28,12 +28,9 @@ class StepThought:
 
 @torch.no_grad()
 def thought_steps(model: LatentThoughtModel, prompt: EncodedPrompt, steps: int) -> Iterator[StepThought]:
-    """The thought as it stands after each step; no row halts."""
+    """The thought as it stands after each supervision step; no row halts."""
     trm = model.thinker.trm
-    x_BMd = trm.read(prompt.h_BLD, prompt.mask_BL)
-    y_BMd, z_BMd = trm.init_state(x_BMd)
-    for _ in range(steps):
-        y_BMd, z_BMd, q_B = trm.step(x_BMd, y_BMd, z_BMd)
+    for y_BMd, q_B in trm.thoughts(trm.read(prompt.h_BLD, prompt.mask_BL), steps):
         yield StepThought(trm.head(y_BMd), q_B)
 
 

@@ -12,6 +12,8 @@ from trlm_core.recipes.load import RECIPES, RecipeError, read_yaml, recipe_names
 from trlm_core.recipes.lock import references
 from trlm_core.recipes.trm_load import load_trm_recipe, parse_trm_recipe, trm_lock_path, trm_recipe_names
 from trlm_core.recipes.trm_schema import OwnTraces, TrainedLlamaBase, TRMRecipe
+from trlm_core.trm.config import net_alone, training_cost_of_a_step
+from trlm_core.trm.phase_models import recursion_of
 
 ACCEPTANCE = load_trm_recipe("trm-acceptance").model_dump(mode="json")
 
@@ -72,6 +74,15 @@ def test_a_name_among_its_revisions_is_found_for_the_lock():
     assert load_trm_recipe("trm-smollm3-3b", pins=pins).base.revision == "a" * 40  # type: ignore[union-attr]
 
 
+def test_the_twin_without_recursion_gets_as_many_layer_passes_as_the_trm():
+    recipe = load_trm_recipe("trm-acceptance")
+    assert recipe.controls.nonrecursive is not None
+    assert recipe.controls.nonrecursive.batch == recipe.phase2.training.batch
+    trm = recursion_of(recipe.model)
+    passes = recipe.phase2.training.steps * training_cost_of_a_step(trm)
+    assert recipe.controls.nonrecursive.steps * training_cost_of_a_step(net_alone(trm)) == passes == 76_800
+
+
 def test_a_setting_changes_one_leaf():
     before, after = (load_trm_recipe("trm-acceptance", settings=settings) for settings in ([], ["phase2.training.learning_rate=1e-4"]))
     assert after.phase2.training.learning_rate == 1e-4
@@ -112,6 +123,7 @@ def test_no_field_has_a_default():
         ("phase1.norm_examples", 6_001, "phase1.norm_examples: wanted at most the 6,000 of train, got 6,001"),
         ("model.width", 100, "width: wanted a multiple of 8 (4 heads of even size), got 100"),
         ("phase2.curriculum", [{"share": 1.0, "n_latent_steps": 1, "n_deep_recursions": 1}], "wanted shares that leave some steps at full depth, got 1 in all"),
+        ("model.hidden_layer", -2, "model.hidden_layer: wanted -1 (after the final norm) with losses of a thought's tokens, got -2; set the token"),
         ("data.givens", [3, 6], "givens: wanted 4 (the fewest that any puzzle with one solution has) to 15, got [3, 6]"),
         ("base", {"kind": "checkpoint", "recipe": "trlm-135m-local", "variant": None, "budget": None, "stage": "stage2_sft_think"}, "got checkpoint with sudoku4"),
         ("controls.pause", None, "got a difference in pause"),
@@ -127,6 +139,14 @@ def test_what_cannot_be_built_is_named(leaf: str, value: Any, said: str):
     with pytest.raises(RecipeError) as raised:
         parse_trm_recipe(changed(**{leaf: value}), where="changed")
     assert said in str(raised.value)
+
+
+def test_another_layer_s_states_go_with_the_losses_of_states_and_answers():
+    silent = {"phase1.losses.token": 0.0, "phase2.losses.token": 0.0, "phase2.answer_share": 1.0}
+    assert parse_trm_recipe(changed(**{"model.hidden_layer": -2}, **silent), where="changed").model.hidden_layer == -2
+    for leaf, value in (("phase1.losses.token", 1.0), ("phase2.answer_share", 0.9), ("phase2.losses.answer", 0.0)):
+        with pytest.raises(RecipeError, match=r"model\.hidden_layer: wanted -1"):
+            parse_trm_recipe(changed(**{"model.hidden_layer": -2}, **(silent | {leaf: value})), where="changed")
 
 
 def test_the_rate_climbs_falls_and_ends_at_its_share():

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.trlm_core.conftest import BuiltTRM
+from tests.trlm_core.trm.tiny_recipe import tiny_trm_recipe
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
 from trlm_core.lineage import MissingArtifactError
 from trlm_core.reports.trm_figures import accuracy_figure, halting_figure, spread_out, thinned, training_curves
-from trlm_core.reports.trm_page import PAGE, RESULTS, write_trm_report
+from trlm_core.reports.trm_page import PAGE, RESULTS, trm_facts, write_trm_report
 from trlm_core.reports.trm_results import TRMResults
-from trlm_core.reports.trm_tables import ablation_table, gate_table, row_table
+from trlm_core.reports.trm_tables import ablation_table, gate_table, layer_passes, row_label, row_table, training_table
 from trlm_core.trm.evaluate import Evaluation, EvaluationRow
 from trlm_core.trm.results import HaltingPoint, read_evaluation
 from trlm_core.trm_lineage import TRMLineage
@@ -82,13 +83,43 @@ def test_a_run_that_is_not_finished_is_named(built_trm: BuiltTRM, tmp_path: Path
 
 def test_every_accuracy_has_its_cost_beside_it():
     cells = [[cell.text for cell in row] for row in row_table(EVALUATION, "validation").rows]
-    assert cells[2] == ["TRM, 4 steps", "62.6", "4.0", "90.0", "17.0", "16", "342 G", "1,270.4", "2.5"]
+    assert cells[2] == ["TRM, 4 supervision steps", "62.6", "4.0", "90.0", "17.0", "16", "342 G", "1,270.4", "2.5"]
     assert cells[0][:4] == ["no thought", "43.4", "–", "–"]
+
+
+def test_the_halting_head_stands_beside_a_head_of_one_mind():
+    """An accuracy of 38.2 % makes 61.8 % right for one that calls every answer wrong."""
+    table = row_table(EVALUATION, "validation")
+    assert [(row[3].text, row[3].spread) for row in table.rows] == [("–", ""), ("90.0", "against 61.8"), ("90.0", "against 62.6")]
+
+
+def test_the_headline_is_the_trm_as_it_is_exported_and_not_its_best_on_the_split_that_is_shown():
+    rows = {row.name: row for row in [*EVALUATION.rows, row("trm/8", 0.9, 8.0)]}
+    assert [(fact.name, fact.value) for fact in trm_facts(rows, exported=4, best=4)] == [("TRM, 4 supervision steps", "62.6%")]
+    (_, best) = trm_facts(rows, exported=4, best=1)
+    assert (best.name, best.value, best.note) == ("TRM, 1 supervision step", "38.2%", "± 2.0, best on validation")
+
+
+def test_rows_of_phase_2_are_told_from_those_of_the_last_phase():
+    assert [row_label(name) for name in ("phase2/4", "trm/4")] == ["TRM after phase 2, 4 supervision steps", "TRM, 4 supervision steps"]
+
+
+def test_what_the_trainings_took_stands_beside_what_they_reached():
+    """Of the tiny recipe: 12 steps of T (n + 1) = 3 layers forward and 6 backward; the twin's 3 steps of 1 and 2."""
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in training_table(tiny_trm_recipe()).rows}
+    assert rows["TRM, phase 2"] == ["12", "8", "108"]
+    assert rows["the same parameters without recursion"] == ["3", "8", "9"]
+    assert rows["pause tokens (learned constants)"] == ["3", "8", "–"]
+
+
+def test_shallower_steps_of_a_curriculum_count_as_such():
+    shallow = [{"share": 0.5, "n_latent_steps": 1, "n_deep_recursions": 1}]
+    assert layer_passes(tiny_trm_recipe(**{"phase2.curriculum": shallow}), "phase2") == 6 * 9 + 6 * 6
 
 
 def test_an_ablation_has_a_column_a_step():
     table = ablation_table({"model.n_latent_steps=1": EVALUATION})
-    assert table.head == ("changed", "TRM, 1 step", "TRM, 4 steps")
+    assert table.head == ("changed", "TRM, 1 supervision step", "TRM, 4 supervision steps")
     assert [cell.text for cell in table.rows[0]] == ["model.n_latent_steps=1", "38.2", "62.6"]
 
 

@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from trlm_core.trm.grpo import LossType, PolicyRecipe, advantages, k3, policy_loss, tells_apart
+from trlm_core.trm.grpo import LossType, PolicyRecipe, Rollout, advantages, k3, policy_loss, tells_apart
 
 LOSS_TYPES: list[LossType] = ["grpo", "dr_grpo", "dapo"]
 MASK_BA = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
 ADVANTAGES_B = torch.tensor([1.2, -0.7, 0.4, -1.5])
+WHOLE = Rollout(answers=4, tokens=11)
 
 
 def log_probabilities(seed: int) -> Tensor:
@@ -24,7 +25,7 @@ def log_probabilities(seed: int) -> Tensor:
 class TRLsLoss(GRPOTrainer):
     """TRL's trainer with the log-probabilities given to it; what computes the loss is TRL's own method."""
 
-    def __init__(self, logp_BA: Tensor, loss_type: LossType, beta: float) -> None:
+    def __init__(self, logp_BA: Tensor, loss_type: LossType, beta: float, advantages_B: Tensor = ADVANTAGES_B) -> None:
         self.model = nn.Identity().train()
         self.accelerator = Accelerator(cpu=True)
         self.args: Any = SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1)
@@ -33,7 +34,7 @@ class TRLsLoss(GRPOTrainer):
         self.use_vllm = self.aux_loss_enabled = self._entropy_bonus_enabled = False
         self.current_gradient_accumulation_steps, self.max_completion_length = 1, 6
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-        self._given = logp_BA
+        self._given, self._advantages_B = logp_BA, advantages_B
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         return self._given, torch.zeros_like(self._given), None
@@ -45,7 +46,7 @@ class TRLsLoss(GRPOTrainer):
             "prompt_mask": empty,
             "completion_ids": torch.zeros(4, 5, dtype=torch.long),
             "completion_mask": MASK_BA,
-            "advantages": ADVANTAGES_B,
+            "advantages": self._advantages_B,
             "old_per_token_logps": old_BA,
             "ref_per_token_logps": reference_BA,
             "num_items_in_batch": MASK_BA.sum(),
@@ -58,7 +59,7 @@ class TRLsLoss(GRPOTrainer):
 def test_loss_and_gradient_are_trl_s(loss_type: LossType, beta: float):
     old_BA, reference_BA = log_probabilities(1), log_probabilities(2)
     ours_BA, trls_BA = (log_probabilities(3).requires_grad_() for _ in range(2))
-    ours = policy_loss(ours_BA, old_BA, reference_BA, ADVANTAGES_B, MASK_BA, PolicyRecipe(loss_type, 0.2, beta, max_new_tokens=6))
+    ours = policy_loss(ours_BA, old_BA, reference_BA, ADVANTAGES_B, MASK_BA, PolicyRecipe(loss_type, 0.2, beta, max_new_tokens=6), WHOLE)
     trainer = TRLsLoss(trls_BA, loss_type, beta)
     trls = trainer.loss_of(old_BA, reference_BA)
     assert ours.loss.item() == pytest.approx(trls.item(), rel=1e-5)
@@ -73,13 +74,29 @@ def test_loss_and_gradient_are_trl_s(loss_type: LossType, beta: float):
         assert ours.kl.item() == pytest.approx(trainer._metrics["train"]["kl"][0], rel=1e-5)
 
 
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_groups_of_one_mind_that_are_left_out_weigh_what_they_weigh_in_trl_s_loss_of_all(loss_type: LossType):
+    old_BA, telling = log_probabilities(1), slice(0, 2)
+    ours_BA, trls_BA = (log_probabilities(3).requires_grad_() for _ in range(2))
+    recipe = PolicyRecipe(loss_type, 0.2, 0.0, max_new_tokens=6)
+    arguments = (ours_BA[telling], old_BA[telling], old_BA[telling], ADVANTAGES_B[telling], MASK_BA[telling])
+    ours = policy_loss(*arguments, recipe, WHOLE)
+    trls = TRLsLoss(trls_BA, loss_type, 0.0, torch.tensor([1.2, -0.7, 0.0, 0.0])).loss_of(old_BA, old_BA)
+    assert ours.loss.item() == pytest.approx(trls.item(), rel=1e-5)
+    ours.loss.backward()
+    trls.backward()
+    assert ours_BA.grad is not None
+    assert trls_BA.grad is not None
+    assert torch.allclose(ours_BA.grad, trls_BA.grad, atol=1e-7)
+
+
 def test_a_loss_by_hand():
     logp_BA, old_BA = torch.log(torch.tensor([[0.6, 0.5]])), torch.log(torch.tensor([[0.4, 0.5]]))
     recipe = PolicyRecipe("dapo", epsilon=0.2, beta=0.0, max_new_tokens=4)
-    made = policy_loss(logp_BA, old_BA, old_BA, torch.tensor([2.0]), torch.ones(1, 2), recipe)
+    made = policy_loss(logp_BA, old_BA, old_BA, torch.tensor([2.0]), torch.ones(1, 2), recipe, Rollout(1, 2))
     assert made.loss.item() == pytest.approx(-(1.2 * 2 + 1.0 * 2) / 2, rel=1e-5)  # a ratio of 1.5 counts as 1.2
     assert made.clip_share.item() == 0.5
-    worse = policy_loss(logp_BA, old_BA, old_BA, torch.tensor([-2.0]), torch.ones(1, 2), recipe)
+    worse = policy_loss(logp_BA, old_BA, old_BA, torch.tensor([-2.0]), torch.ones(1, 2), recipe, Rollout(1, 2))
     assert worse.loss.item() == pytest.approx((1.5 * 2 + 1.0 * 2) / 2, rel=1e-5)  # of a bad answer, it counts in full
 
 
@@ -88,7 +105,7 @@ def test_what_an_answer_s_length_weighs():
     mask_BA = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
     losses = {
         loss_type: policy_loss(
-            logp_BA, zeros_BA, zeros_BA, torch.tensor([1.0, -1.0]), mask_BA, PolicyRecipe(loss_type, 0.2, 0.0, 8)
+            logp_BA, zeros_BA, zeros_BA, torch.tensor([1.0, -1.0]), mask_BA, PolicyRecipe(loss_type, 0.2, 0.0, 8), Rollout(2, 5)
         ).loss.item()
         for loss_type in LOSS_TYPES
     }

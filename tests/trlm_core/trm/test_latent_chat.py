@@ -4,6 +4,8 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from typer.testing import CliRunner
 from flows.cli import app
 from tests.trlm_core.conftest import BuiltTRM
 from trlm_core.inference.chat import chat_prompt
-from trlm_core.trm.latent_chat import ChatSettings, LatentChat, open_chat
+from trlm_core.trm.chat_checkpoint import ChatSettings, open_chat
+from trlm_core.trm.latent_chat import LatentChat
 from trlm_core.trm.latent_generation import Decoding
 
 PUZZLE = "0300103000010002"
@@ -29,29 +32,29 @@ def test_each_step_of_a_latent_thought_is_shown_then_the_answer(built_trm: Built
     code, lines = talk(str(built_trm.folder("phase2")), "--thinking", "latent", "--steps", "2", "--prompt", PUZZLE)
     assert code == 0
     assert [re.sub(r"\d+ %   .*", "% thought", line) for line in lines[:2]] == [
-        "step  1   halts   % thought",
-        "step  2   halts   % thought",
+        "supervision step  1   halts   % thought",
+        "supervision step  2   halts   % thought",
     ]
-    assert lines[2] == "used 2 of 2 steps"
+    assert lines[2] == "used 2 of 2 supervision steps"
     assert lines[3].startswith("answer")
 
 
 def test_a_thought_takes_the_checkpoints_own_number_of_steps_where_nobody_says_another(built_trm: BuiltTRM):
     _, lines = talk(str(built_trm.folder("phase2")), "--thinking", "latent", "--prompt", PUZZLE)
-    assert "used 3 of 3 steps" in lines
+    assert "used 3 of 3 supervision steps" in lines
 
 
 def test_with_halting_the_head_says_when(built_trm: BuiltTRM):
-    chat = open_chat(str(built_trm.folder("phase2")), "", dataclasses.replace(SETTINGS, halting=True, steps=5))
+    chat = open_chat(built_trm.folder("phase2"), dataclasses.replace(SETTINGS, halting=True, steps=5))
     assert isinstance(chat, LatentChat)
     chat.model.thinker.trm.core.halt_head.bias.data.fill_(50.0)
-    assert "used 1 of 5 steps" in list(chat.reply(PUZZLE))
+    assert "used 1 of 5 supervision steps" in list(chat.reply(PUZZLE))
     chat.model.thinker.trm.core.halt_head.bias.data.fill_(-50.0)
-    assert "used 5 of 5 steps" in list(chat.reply(PUZZLE))
+    assert "used 5 of 5 supervision steps" in list(chat.reply(PUZZLE))
 
 
 def test_the_answer_is_what_generate_writes(built_trm: BuiltTRM):
-    chat = open_chat(str(built_trm.folder("phase3")), "", SETTINGS)
+    chat = open_chat(built_trm.folder("phase3"), SETTINGS)
     assert isinstance(chat, LatentChat)
     ids_1L = torch.tensor([chat_prompt(chat.tokenizer, PUZZLE)])
     (row,) = chat.model.generate(ids_1L, torch.ones_like(ids_1L), Decoding(18), "latent")
@@ -81,6 +84,29 @@ def test_a_store_may_have_moved_since(built_trm: BuiltTRM, tmp_path: Path):
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(tmp_path / "gone")}))
     code, lines = talk(str(config.parent), "--thinking", "latent", "--prompt", PUZZLE)
     assert code == 0, lines
+
+
+def test_any_device_that_there_is(built_trm: BuiltTRM):
+    """`auto` is a word of ours, not torch's."""
+    for role, thinking in (("phase2", "latent"), ("base", "off")):
+        code, lines = talk(str(built_trm.folder(role)), "--thinking", thinking, "--device", "auto", "--prompt", PUZZLE)
+        assert code == 0, lines
+
+
+def test_a_language_model_is_talked_to_without_the_extra(built_trm: BuiltTRM):
+    hidden = "import sys; sys.modules |= {'pytorch_lightning': None, 'peft': None}; sys.argv[0] = 'trlm'; from flows.cli import app; app()"
+    for role, code in (("base", 0), ("phase2", 2)):
+        arguments = [sys.executable, "-c", hidden, "chat", str(built_trm.folder(role)), "--thinking", "off", "--prompt", PUZZLE]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert ("pip install 'trlm[trm]'" in done.stderr) == (role == "phase2")
+
+
+def test_an_artifact_without_a_model_is_one_line(built_trm: BuiltTRM):
+    code, lines = talk(built_trm.made["pause"].address, "--store", str(built_trm.store.root), "--prompt", PUZZLE)
+    assert code == 2
+    (line,) = lines
+    assert "wanted a language model or a thinker with its config.json, got history.jsonl, manifest.json, pauses.safetensors" in line
 
 
 MISTAKES = {

@@ -171,11 +171,18 @@ def test_a_context_that_is_full_is_an_error_when_thoughts_are_appended():
         model.answer_logits(prompt, torch.zeros(1, M, D), torch.tensor([ANSWER]))
 
 
+def test_slide_drops_nothing_for_a_thought_that_is_none():
+    model = make_model(make_llama(max_positions=12), insertion="slide")
+    prompt = model.encode_prompt(*left([[BOS, 5, 6, 7, 8, 9, 10, 11, 12, THINK]]))
+    with pytest.raises(ValueError, match=r"got 10 of the prompt \+ 0 latents \+ 3 after them"):
+        model.answer_logits(prompt, torch.zeros(1, 0, D), torch.tensor([ANSWER]))
+
+
 def test_slide_keeps_the_length_and_the_sink_and_drops_the_oldest():
     model = make_model(make_llama(max_positions=16), insertion="slide", sink_tokens=2)
     rows = [[BOS, 5, 6, 7, 8, 9, 10, 11, 12, THINK], [BOS, 5, THINK]]
     prompt = model.encode_prompt(*left(rows))
-    window_BL = model.window(prompt, room=3)
+    window_BL = model.window(prompt, 4, room=3)
     assert window_BL.int().tolist() == [[1, 1, 0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]]
     assert int(window_BL[0].sum()) + M == len(rows[0])
     answers_BA, u_BMD = torch.tensor([ANSWER, ANSWER]), torch.zeros(2, M, D)

@@ -17,12 +17,16 @@ from trlm_core.inference.generate import Generated
 from trlm_core.recipes.schema import FolderBase, Rendering
 from trlm_core.recipes.trm_load import load_trm_recipe, parse_trm_recipe
 from trlm_core.recipes.trm_schema import OwnTraces, Schedule, TRMRecipe
-from trlm_core.text.tokenizer import load_tokenizer, stage_tokenizer
+from trlm_core.text.tokenizer import load_tokenizer, prompt_ids, stage_tokenizer
 from trlm_core.training.new_tokens import grow_embeddings
+from trlm_core.trm import own_traces
 from trlm_core.trm.own_traces import (
     Asked,
     asked_questions,
+    asking_tokenizer,
+    check_prompts,
     make_own_traces,
+    own_traces_spec,
     reply_to,
     thought_examples,
     verdict,
@@ -144,20 +148,93 @@ def test_another_version_of_the_generator_is_an_error(data: OwnTraces):
         asked_questions(data.model_copy(update={"generator": "0.1.1"}))
 
 
-def test_replies_that_are_kept_are_not_generated_again_and_half_a_line_is(
-    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, data: OwnTraces, tmp_path: Path
+def said_by(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+    return str(tokenizer.decode(prompt_ids(tokenizer, [{"role": "user", "content": question}])))
+
+
+@pytest.fixture
+def smollm3(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """What its template does in think mode, in short."""
+    tokenizer.chat_template = (
+        "{{- '<|im_start|>system\\nToday Date: ' ~ strftime_now('%d %B %Y') ~ '\\n' -}}"
+        "{%- if messages[0].role == 'system' -%}{{- messages[0].content -}}"
+        "{%- else -%}{{- 'Use the format: <think> Thought section </think> Solution section.' -}}{%- endif -%}"
+        "{{- '<|im_end|>\\n' -}}{%- for each in messages if each.role != 'system' -%}"
+        "{{- '<|im_start|>' ~ each.role ~ '\\n' ~ each.content ~ '<|im_end|>\\n' -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+    )
+    return tokenizer
+
+
+def test_a_system_turn_and_a_date_of_the_recipe_s_are_in_every_prompt_that_the_tokenizer_writes(
+    smollm3: PreTrainedTokenizerBase, data: OwnTraces, tmp_path: Path
 ):
+    asking = asking_tokenizer(smollm3, data.model_copy(update={"system_prompt": 'Say "7".\n', "today": "01 November 2025"}))
+    check_prompts(asking, [Asked("train", 0, SUM)], max_new_tokens=40, context=512)
+    asking.save_pretrained(tmp_path)
+    said = said_by(load_tokenizer(tmp_path), "4 + 3?")
+    assert said.startswith('<|im_start|>system\nToday Date: 01 November 2025\nSay "7".\n<|im_end|>\n<|im_start|>user\n4 + 3?<|im_end|>')
+    own = prompt_ids(asking, [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "4 + 3?"}])
+    assert "2025\nBe kind.<|im_end|>" in str(asking.decode(own))
+
+
+def test_a_recipe_that_says_nothing_of_the_prompt_leaves_the_template_as_it_is(tokenizer: PreTrainedTokenizerBase, data: OwnTraces):
+    before = tokenizer.chat_template
+    assert asking_tokenizer(tokenizer, data).chat_template == before
+
+
+def test_a_template_s_tags_and_date_are_errors_before_the_first_reply(smollm3: PreTrainedTokenizerBase, data: OwnTraces):
+    template = smollm3.chat_template
+    with pytest.raises(ThoughtDataError, match=r"got the day's date from the base's template; set data\.today"):
+        check_prompts(asking_tokenizer(smollm3, data), [Asked("train", 5, SUM)], 40, 512)
+    smollm3.chat_template = template
+    asking = asking_tokenizer(smollm3, data.model_copy(update={"today": "01 November 2025"}))
+    with pytest.raises(
+        ThoughtDataError, match="chain_sum/train/5: wanted a prompt without a tag of a thought, got <think> </think>; set data"
+    ):
+        check_prompts(asking, [Asked("train", 5, SUM)], 40, 512)
+
+
+def test_a_prompt_whose_longest_reply_has_no_room_is_an_error_before_the_first_reply(tokenizer: PreTrainedTokenizerBase):
+    length = len(prompt_ids(tokenizer, [{"role": "user", "content": SUM.question}]))
+    check_prompts(tokenizer, [Asked("train", 5, SUM)], 40, context=length + 40)
+    with pytest.raises(
+        ThoughtDataError, match=f"train/5: wanted at most the base's {length + 37} positions, got {length} and 40 of a reply; .* by 3"
+    ):
+        check_prompts(tokenizer, [Asked("train", 5, SUM)], 40, context=length + 37)
+
+
+def test_the_3b_recipe_has_a_system_turn_without_a_tag_and_a_date():
+    data = load_trm_recipe("trm-smollm3-3b").data
+    assert isinstance(data, OwnTraces)
+    assert data.today is not None
+    assert data.system_prompt is not None
+    assert "think>" not in data.system_prompt
+
+
+def test_what_a_recipe_says_of_the_prompt_is_in_the_fingerprint(recipe: TRMRecipe, data: OwnTraces, taught: Manifest):
+    told = [data, data.model_copy(update={"today": "1"}), data.model_copy(update={"system_prompt": "1"})]
+    assert len({own_traces_spec(recipe, each, taught).fingerprint for each in told}) == 3
+
+
+def test_chunks_that_are_kept_are_not_generated_again_and_one_that_was_cut_off_is(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, data: OwnTraces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(own_traces, "QUESTIONS_AT_ONCE", 2)
     grow_embeddings(tiny_model, len(tokenizer), [ThinkTokens.of(tokenizer).think, ThinkTokens.of(tokenizer).end_think])
-    questions, kept = asked_questions(data)[:3], tmp_path / "replies.jsonl"
+    questions, kept = asked_questions(data)[:5], tmp_path / "replies.jsonl"
     told: list[tuple[int, int]] = []
     whole = reply_to(tiny_model, tokenizer, questions, 4, kept, lambda done, total: told.append((done, total)))
-    assert told == [(3, 3)]
-    first = '{"ended":true,"text":"from an earlier process","tokens":3}\n'
-    kept.write_text(first + kept.read_text().splitlines()[1][:20])
-    resumed = reply_to(tiny_model, tokenizer, questions, 4, kept, lambda done, total: None)
-    assert resumed[0].text == "from an earlier process"
-    assert resumed[1:] == whole[1:]
-    assert len(kept.read_text().splitlines()) == 3
+    assert told == [(2, 5), (4, 5), (5, 5)]
+    earlier = '{"ended":true,"text":"from an earlier process","tokens":3}\n'
+    kept.write_text(3 * earlier + kept.read_text().splitlines()[3][:20])  # killed in its second chunk, in a line
+    told.clear()
+    resumed = reply_to(tiny_model, tokenizer, questions, 4, kept, lambda done, total: told.append((done, total)))
+    assert told == [(4, 5), (5, 5)]
+    assert [each.text for each in resumed[:2]] == ["from an earlier process"] * 2
+    assert resumed[2:] == whole[2:]
+    assert len(kept.read_text().splitlines()) == 5
+    assert reply_to(tiny_model, tokenizer, questions, 4, kept, lambda done, total: pytest.fail("all of them are there")) == resumed
 
 
 def test_a_checkpoint_that_has_learnt_its_questions_gives_their_traces(store: Store, recipe: TRMRecipe, data: OwnTraces, taught: Manifest):

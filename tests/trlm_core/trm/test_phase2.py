@@ -98,6 +98,13 @@ def test_the_halting_head_is_told_whether_the_answer_is_right_once_answers_are_t
     assert "loss_answer" in module.step_loss(3).metrics
 
 
+def test_a_thought_is_not_read_where_no_loss_and_no_halting_head_goes_by_it():
+    recipe = make_phase2(answer_share=1.0)
+    module = make_module(recipe.model_copy(update={"losses": recipe.losses.model_copy(update={"token": 0.0})}))
+    module.model.thinker.expander.register_forward_hook(lambda *_: pytest.fail("it was read"))
+    assert {"loss_state", "loss_answer", "loss_halt"} <= set(module.step_loss(0).metrics)
+
+
 def test_answers_are_in_the_last_share_of_the_steps():
     recipe = make_phase2(steps=10, answer_share=0.2)
     assert [has_answers(recipe, step) for step in (0, 7, 8, 9)] == [False, False, True, True]
@@ -135,7 +142,8 @@ def test_a_model_whose_phase_1_is_not_over_is_an_error():
 def test_targets_are_the_thought_s_latents_less_their_mean():
     module = make_module()
     post_NMd = latents_of(module.model, module.table, live_states(module.model)).post_NMd
-    assert torch.allclose(module.trm.norm.unstandardise_post(module.target_NMd), post_NMd, atol=1e-4)
+    module.rows_B = torch.tensor([5, 0, 7])
+    assert torch.allclose(module.trm.norm.unstandardise_post(module.targets()), post_NMd[[5, 0, 7]], atol=1e-4)
 
 
 def test_the_twin_without_recursion_has_the_same_weights_and_passes_each_layer_once_a_step():

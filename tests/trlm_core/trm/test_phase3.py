@@ -10,6 +10,7 @@ import torch
 from tests.trlm_core.trm.tiny_phases import make_phase3, make_rows, make_run, make_table
 from tests.trlm_core.trm.tiny_thinker import EOS, TOKENS, make_llama, make_model
 from trlm_core.recipes.trm_schema import Phase3, Rewards
+from trlm_core.trm.grpo import Rollout
 from trlm_core.trm.phase3 import Phase3Module, language_model_sha256
 from trlm_core.trm.phase_rows import RowTable
 from trlm_core.trm.phase_trainer import run_phase
@@ -63,19 +64,22 @@ def test_probabilities_are_those_that_the_answers_were_drawn_with():
     prompt = module.model.encode_prompt(batch.prompt_ids_BL, batch.prompt_mask_BL)
     u_PMD = module.model.thinker.embed_thought(module._think(module.model.thinker, prompt).v_BMd).detach()
     answers = module._group_answers(prompt, u_PMD)
-    rollout = module._rollout(prompt, answers, torch.tensor([[0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
-    assert rollout is not None
-    logp_BA, _ = module._log_probabilities(rollout, u_PMD)
+    told = module._telling(prompt, answers, torch.tensor([[0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+    assert told is not None
+    logp_BA, _ = module._log_probabilities(told, u_PMD)
     alone = module.model.encode_prompt(batch.prompt_ids_BL[:1], batch.prompt_mask_BL[:1])
     for b, answer in enumerate(answers[:4]):
         logits_AV = module.model.answer_logits(alone, u_PMD[:1], torch.tensor([answer]))[0]
         by_hand = (logits_AV / 0.7).log_softmax(dim=-1)[range(len(answer)), list(answer)]
         assert torch.allclose(logp_BA[b, : len(answer)], by_hand, atol=1e-4)
     assert len(logp_BA) == 4, "the second group is of one mind, and is dropped"
+    assert told.whole == Rollout(8, sum(len(answer) for answer in answers)), "and counts in what the loss is divided by"
 
 
 def test_groups_of_one_mind_give_no_gradient_but_the_halting_head_s():
     module = make_module(make_phase3().model_copy(update={"rewards": Rewards(exact=0.0, well_formed=0.0, partial=0.0)}))
+    with torch.no_grad():
+        module.model.thinker.trm.core.halt_head.weight.normal_()  # a head of zeros would hand no gradient on, wherever it led
     made = module.step_loss(0)
     made.loss.backward()
     assert made.metrics["zero_variance_share"] == 1.0

@@ -78,6 +78,17 @@ def test_phase_1_is_reused_for_another_depth(built_trm: BuiltTRM, caplog: pytest
     assert "reused" in caplog.text
 
 
+@pytest.mark.parametrize(("precision", "lightnings"), [("float32", "32-true"), ("bf16_mixed", "bf16-mixed")])
+def test_a_phase_is_trained_in_the_recipe_s_precision_on_any_device(built_trm: BuiltTRM, tmp_path: Path, precision: str, lightnings: str):
+    recipe, store = tiny_trm_recipe(precision=precision), Store.open(tmp_path / "store")
+    made = {role: built_trm.made[role] for role in ("thoughts", "base", "states")}
+    copy_store(built_trm.store, store, made)
+    training = phase_training(store, recipe, made)
+    assert training._how(tmp_path, training.on_progress).precision == lightnings
+    history = read_history(store.folder(training.phase("phase1")))
+    assert history[0]["loss"] == pytest.approx(read_history(built_trm.folder("phase1"))[0]["loss"], rel=0.05)
+
+
 class StoppedHereError(Exception):
     pass
 

@@ -1,10 +1,13 @@
 """What a phase reached, in the counts of a measurement, and the gate that reads them."""
 
+from dataclasses import asdict
+
 import pytest
 
 from tests.trlm_core.conftest import BuiltTRM
 from tests.trlm_core.trm.tiny_recipe import CPU, tiny_trm_recipe
 from trlm_core.artifacts.manifest import Manifest
+from trlm_core.trm.evaluate import Claim
 from trlm_core.trm.material import Material
 from trlm_core.trm.phase_measures import GateError, check_gate, make_measure, mean_reward
 
@@ -25,7 +28,7 @@ def with_claims(measured: Manifest, **got: float) -> Manifest:
 def test_the_counts_have_every_claim_with_what_was_wanted_and_got(built_trm: BuiltTRM, role: str):
     claims = built_trm.made[role].counts["claims"]
     assert [claim["name"] for claim in claims] == CLAIMS[role]
-    assert all(claim["holds"] == (claim["got"] >= claim["wanted"]) for claim in claims)
+    assert all(claim["holds"] == (claim["got"] >= claim["wanted"] and claim["got"] > 0) for claim in claims)
 
 
 def test_claims_are_differences_of_the_rows(built_trm: BuiltTRM):
@@ -42,6 +45,22 @@ def test_a_gate_that_does_not_hold_says_what_was_wanted_and_got(built_trm: Built
     measured = with_claims(built_trm.made["phase2-measured"], over_direct=0.04, over_nonrecursive=0.2)
     with pytest.raises(GateError, match=r"gate of phase2 .*over_direct: wanted at least 0\.100, got 0\.040; its checkpoint stays"):
         check_gate(tiny_trm_recipe(gates="stop"), "phase2", measured)
+
+
+def test_a_phase_that_changes_nothing_does_not_pass_a_gate_that_wants_more_than_nothing(built_trm: BuiltTRM):
+    recipe = tiny_trm_recipe(gates="stop")
+    assert recipe.phase3 is not None
+    assert recipe.phase3.gate.reward_gain == 0.0
+    claims = [asdict(Claim("reward_gain", 0.0, 0.0)) | {"holds": Claim("reward_gain", 0.0, 0.0).holds}]
+    measured = built_trm.made["phase3-measured"]
+    with pytest.raises(GateError, match=r"reward_gain: wanted more than 0\.000, got 0\.000"):
+        check_gate(recipe, "phase3", measured.model_copy(update={"counts": {**measured.counts, "claims": claims}}))
+
+
+def test_adapters_are_measured_without_a_thought_too(built_trm: BuiltTRM):
+    counts = built_trm.made["phase2b-measured"].counts
+    assert set(counts["metrics"]) >= {"exact_adapted_direct"}
+    assert counts["exact"]["direct"] == built_trm.made["phase2-measured"].counts["exact"]["direct"], "of the language model as it was"
 
 
 def test_a_gate_that_holds_is_passed(built_trm: BuiltTRM):

@@ -12,6 +12,7 @@ ROLES = [
     "phase1-measured", "phase2-measured", "phase2b-measured", "phase3-measured", "evaluation",
 ]  # fmt: skip
 AFTER_PHASE_2 = {"phase2", "phase2b", "phase3", "phase2-measured", "phase2b-measured", "phase3-measured", "evaluation"}
+MEASURED = {role for role in ROLES if role.endswith("-measured")}
 CHANGES = {
     "the seed of the trainings": ("seed", 1, set(ROLES) - {"thoughts"}),
     "phase 1's rate": ("phase1.training.learning_rate", 0.1, set(ROLES) - {"thoughts", "base", "states", "direct_tuned"}),
@@ -21,6 +22,8 @@ CHANGES = {
     "n, which the twin without recursion has not": ("model.n_latent_steps", 5, AFTER_PHASE_2),
     "the layers, which the twin has": ("model.n_layers", 2, AFTER_PHASE_2 | {"nonrecursive"}),
     "phase 3's steps": ("phase3.training.steps", 2, {"phase3", "phase3-measured", "evaluation"}),
+    "the least steps, which the twin of one step has not": ("phase2.min_steps", 2, AFTER_PHASE_2),
+    "the steps that are asked, which phase 1 has not": ("evaluation.steps", [1, 3], MEASURED - {"phase1-measured"} | {"evaluation"}),
     "a control": ("controls.pause.steps", 4, {"pause", "evaluation"}),
     "whether a gate stops": ("gates", "stop", set()),
 }

@@ -94,6 +94,7 @@ def make_run(workspace: Path, **changes: Any) -> PhaseRun:
         "log_steps": 1,
         "on_progress": lambda progress: None,
         "is_stopped": lambda: False,
+        "precision": "32-true",
         "accelerator": "cpu",
     }
     return PhaseRun(**(settings | changes))
