@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from trlm_core.artifacts.full_disk import is_full_disk
-from trlm_core.training.errors import OutOfMemoryError, TrainingKilledError
+from trlm_core.training.errors import OutOfMemoryError, RendezvousError, TrainingKilledError
 
 
 def unless_mistaken(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -27,8 +27,14 @@ OVER_A_NETWORK: dict[str, Any] = {
 
 
 def if_it_can_go_on(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """True where the training process was killed, or can cut its steps smaller; what else it raised it would raise again."""
-    return isinstance(_error(state), TrainingKilledError | OutOfMemoryError)
+    """True where the training process was killed, or can cut its steps smaller; what else it raised it would raise again.
+
+    A machine that did not come was waited for: once more at most.
+    """
+    error = _error(state)
+    if isinstance(error, RendezvousError):
+        return task_run.run_count < 2
+    return isinstance(error, TrainingKilledError | OutOfMemoryError)
 
 
 def _error(state: State[Any]) -> BaseException | None:

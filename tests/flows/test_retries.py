@@ -6,7 +6,7 @@ from prefect import flow, task
 from prefect.testing.utilities import prefect_test_harness
 
 from tasks.retries import if_it_can_go_on, unless_mistaken
-from trlm_core.training.errors import OutOfMemoryError, TrainingFailedError, TrainingKilledError
+from trlm_core.training.errors import OutOfMemoryError, RendezvousError, TrainingFailedError, TrainingKilledError
 
 
 def tries(error: Exception, condition) -> int:
@@ -31,5 +31,6 @@ def test_mistakes_are_not_tried_again_and_kills_are():
         assert tries(ConnectionError("the network"), unless_mistaken) == 3
         assert tries(OSError(errno.ENOSPC, "a full disk"), unless_mistaken) == 1
         assert tries(TrainingKilledError("SIGKILL"), if_it_can_go_on) == 3
+        assert tries(RendezvousError("a node that did not come"), if_it_can_go_on) == 2
         assert tries(OutOfMemoryError("too many tokens"), if_it_can_go_on) == 3
         assert tries(TrainingFailedError("not finite"), if_it_can_go_on) == 1

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.ipc
 
+from trlm_core.artifacts.known_hashes import Stamp
 from trlm_core.data.rows import CONVERSATIONS, MESSAGES
 from trlm_core.data.shuffle import Dealt
 
@@ -32,6 +33,7 @@ class Texts:
 
     def __init__(self) -> None:
         self._files: list[BinaryIO] = []
+        self._stamps: dict[Path, Stamp] = {}
 
     @classmethod
     @contextlib.contextmanager
@@ -39,6 +41,8 @@ class Texts:
         texts = cls()
         try:
             yield texts
+            for path in texts._stamps:
+                texts._check(path)
         finally:
             for file in texts._files:
                 file.close()
@@ -46,15 +50,23 @@ class Texts:
     def lifted(self, path: Path) -> Iterator[pa.RecordBatch]:
         """Batches of a raw Arrow file without their texts, which are not read.
 
-        The file has to stay as it is; of the batches nothing is copied: what is cut off there while they are used is a SIGBUS.
+        The file has to stay as it is: an OSError says at the next batch, or when all texts are read, that it did not. Of the batches
+        nothing is copied: what is cut off there while they are used is a SIGBUS.
         """
         number = len(self._files)
+        self._stamps.setdefault(path, Stamp.of(path))  # before it is opened: texts and rows are of one file, whoever puts another there
         self._files.append(path.open("rb", buffering=0))
         for index in itertools.count():
             batch, addresses = _mapped(path, index)
+            self._check(path)
             if batch is None:
                 return
             yield _lifted(batch, number, addresses)
+
+    def _check(self, path: Path) -> None:
+        wanted, got = self._stamps[path], Stamp.of(path)
+        if got != wanted:
+            raise OSError(f"{path}: wanted the file as it was when its first row was read ({wanted}), got {got}; it has changed meanwhile")
 
     def put_back(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
         """The same rows with their texts, as the schema has them."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from trlm_core.training.batching import Rows, StepBatch
 from trlm_core.training.errors import BadStepError
+from trlm_core.training.group import told_by_first
 from trlm_core.training.suspects import Suspects, whole_step
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,12 @@ class BadSteps:
         self._norms.extend(norms)
 
     def is_bad(self, step: StepBatch, loss: float, norm: float, suspects: Callable[[], Suspects]) -> bool:
-        """Whether the step has to be skipped. `suspects` is asked where something is not finite.
+        """Whether the step has to be skipped; for every process at once. `suspects` is asked where something is not finite.
 
         Raises BadStepError where the recipe says stop, or where every step would be.
         """
-        why = self._why(step, loss, norm)
+        # One decision for the group: a norm's last bits, and so a step at the limit, can differ from process to process.
+        why, loss, norm = told_by_first((self._why(step, loss, norm), loss, norm))
         if why is None:
             self._norms.append(norm)
             self._in_a_row = 0

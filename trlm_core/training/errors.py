@@ -58,7 +58,9 @@ class TrainingStoppedError(TrainingKilledError):
     """Somebody asked the training process alone to stop; it has saved what is done."""
 
 
-Kind = Literal["stopped", "out_of_memory", "full_disk", "group", "other"]
+Kind = Literal["stopped", "peer_lost", "other", "out_of_memory", "full_disk", "group"]
+FOLLOW: tuple[Kind, ...] = ("stopped", "peer_lost", "other")  # of another's end, the first most often: torchrun stops who is left
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")  # gloo's words
 
 
 class Ending(BaseModel):
@@ -82,10 +84,10 @@ def write_ending(folder: Path, rank: int, ending: Ending) -> None:
 
 
 def read_ending(folder: Path) -> Ending | None:
-    """Of a group, the process whose error has a kind; the others only say that it is gone."""
+    """Of a group, the first process that has a cause: one with a name, else an error of its own; the others lost it or were stopped."""
     paths = sorted(folder.glob("ending-*.json"), key=lambda path: path.stat().st_mtime_ns)
     endings = [Ending.model_validate_json(path.read_text()) for path in paths]
-    return next((ending for ending in endings if ending.kind != "other"), endings[0] if endings else None)
+    return max(endings, key=lambda ending: FOLLOW.index(ending.kind) if ending.kind in FOLLOW else len(FOLLOW), default=None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -102,4 +104,15 @@ def _kind(error: BaseException) -> Kind:
         return "group"
     if is_full_disk(error):
         return "full_disk"
-    return "out_of_memory" if isinstance(error, MicroBatchTooLargeError) else "other"
+    if isinstance(error, MicroBatchTooLargeError):
+        return "out_of_memory"
+    return "peer_lost" if _is_lost_peer(error) else "other"
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """Of NCCL and torch's store by their type; gloo has none for it."""
+    import torch.distributed as dist
+
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error) and any(words in str(error) for words in LOST)

@@ -51,6 +51,7 @@ def agreed(job: TrainingJob, hardware: Hardware) -> TrainingJob:
     told: list[tuple[str, str, Execution, int]] = [mine] * dist.get_world_size()
     dist.all_gather_object(told, mine)
     _check_one("fingerprint", [each[0][:12] for each in told], "start every node with the same recipe, settings and store")
+    _check_one("processes", [str(each[2].processes) for each in told], "start every node with as many")
     _check_one("attention", [each[1] for each in told], "install the same packages on every node")
     own = {name: getattr(job.execution, name) for name in OWN}
     execution = told[0][2].model_copy(update={**own, "tokens_per_micro_batch": min(each[3] for each in told)})

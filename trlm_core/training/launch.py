@@ -16,6 +16,7 @@ from trlm_core.artifacts.full_disk import FullDiskError
 from trlm_core.artifacts.lease import descriptors
 from trlm_core.recipes.execution import Execution
 from trlm_core.training.errors import (
+    FOLLOW,
     Ending,
     GroupError,
     OutOfMemoryError,
@@ -38,6 +39,7 @@ POLL_SECONDS = 0.5
 SECONDS_TO_END = 15.0  # of what was killed
 SECONDS_TO_TELL = 2.0  # where it stands
 SECONDS_TO_MEET = 600  # of the machines of a training
+TAKEN = "EADDRINUSE"  # of torch's store, which listens there
 NOT_MET = ("DistStoreError", "DistNetworkError")  # torchrun's, where not all come
 SIGKILLED = "Signal 9 (SIGKILL) received by PID"  # torchrun's words for a process of its that was killed
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -70,10 +72,10 @@ def run_training(
             ending, killed = read_ending(job.error_files), _was_killed(process.returncode, log)
             if killed and (kills := counter.count() - before) > 0:
                 raise _killed_for_memory(job, f"got SIGKILL, and {kills} more oom_kill in {counter.path}")
-            if killed and ending is not None and ending.kind == "other":
-                ending = None  # of a group: the others say that one is gone
-            if ending is None and _came_alone(job, log):
-                raise _not_met(job.execution, log)
+            if killed and ending is not None and ending.kind in FOLLOW:
+                ending = None  # of a group: the others lost one, or torchrun stopped them; nobody asked for it, or this were not reached
+            if ending is None and _began_alone(job):
+                _check_met(job.execution, log)
             raise failure_of(process.returncode, ending, log)
 
 
@@ -169,6 +171,11 @@ def failure_of(code: int, ending: Ending | None, log: Path) -> Exception:
         return TrainingKilledError(f"the training process ended with {code}; the end of what it said:\n{_end(log)}")
     if ending.kind == "stopped":
         return TrainingStoppedError(ending.message)
+    if ending.kind == "peer_lost":
+        return TrainingKilledError(
+            "wanted every process of the group, got one that is gone; its machine says why, and the end of what this one said:\n"
+            f"{_tail(ending.traceback)}"
+        )
     if ending.kind == "full_disk":
         return FullDiskError(ending.message)
     if ending.kind == "group":
@@ -198,14 +205,19 @@ def _killed_for_memory(job: TrainingJob, got: str) -> TrainingFailedError:
     )
 
 
-def _came_alone(job: TrainingJob, log: Path) -> bool:
-    """Of several machines: torchrun's agents did not find each other, and nothing has begun."""
+def _began_alone(job: TrainingJob) -> bool:
+    """Of several machines, where nothing has begun."""
+    return job.execution.nodes > 1 and not job.progress.exists()
+
+
+def _check_met(execution: Execution, log: Path) -> None:
+    """Raise GroupError or RendezvousError where torchrun's agents did not find each other."""
     said = log.read_text(errors="replace")
-    return job.execution.nodes > 1 and not job.progress.exists() and any(name in said for name in NOT_MET)
-
-
-def _not_met(execution: Execution, log: Path) -> RendezvousError:
-    return RendezvousError(
+    if TAKEN in said:
+        raise GroupError(f"rendezvous {execution.rendezvous}: wanted a free port on node 0, it is taken; choose another on every node")
+    if not any(name in said for name in NOT_MET):
+        return
+    raise RendezvousError(
         f"rendezvous {execution.rendezvous}: wanted {execution.nodes} nodes there within {SECONDS_TO_MEET} s, node {execution.node_rank} "
         "did not meet them all; start the same command on every node, each with its --node-rank; the end of what torchrun said:\n"
         f"{_end(log)}"

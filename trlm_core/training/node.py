@@ -16,7 +16,7 @@ from trlm_core.recipes.execution import Execution, check_group
 from trlm_core.recipes.schema import Recipe, Stage
 from trlm_core.training.errors import RendezvousError, TrainingFailedError
 from trlm_core.training.job import TrainingJob
-from trlm_core.training.launch import run_training
+from trlm_core.training.launch import SECONDS_TO_MEET, run_training
 from trlm_core.training.reference import reference_spec
 from trlm_core.training.specs import checkpoint_spec, start_spec
 from trlm_core.training.watch import ProcessAddress, Progress
@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
 REMIND_SECONDS = 60.0
+SECONDS_TO_WRITE = SECONDS_TO_MEET / 2  # the checkpoint: so that the first node, where it tries again, still waits for this one
+# What is left of the first node's try: its torchrun holds the meeting's store for the 30 s that it gives its processes, and who came
+# sooner would join a group that is dead.
+SECONDS_BETWEEN_TRIES = 40.0
 
 
 @dataclass(frozen=True)
@@ -40,23 +44,33 @@ class Node:
     on_progress: Callable[[Progress], None]
 
     def take_part(self) -> None:
-        """Until this node's part is done, or at once where the checkpoint is finished.
+        """Until the checkpoint is finished: this node joins every try of the first one.
 
-        Raises ValueError for a group that cannot meet or does not agree, RendezvousError where the first node does not come, FullDiskError.
+        Raises ValueError for a group that cannot meet or does not agree, FullDiskError, RendezvousError where the first node does not come.
         """
         check_group(self.execution, self.stage.training.sequences_per_step)
         start = self._start()
         spec = checkpoint_spec(self.recipe, self.stage, self.dataset, start)
+        last: TrainingFailedError | None = None
         while self.store.find(spec) is None:
             reference = self._reference(start) if self.stage.training.trainer == "dpo" else None
             try:
-                return self._run(spec, start, reference)
-            except RendezvousError:
-                raise
+                self._run(spec, start, reference)
+                self._await_checkpoint(spec)
+            except RendezvousError as error:
+                if self.store.find(spec) is None:
+                    raise error from last
             except TrainingFailedError as error:  # most often the first node's process is gone; where it comes again, this one does
+                last = error
                 logger.warning("node %d joins the next try, since this one ended: %s", self.execution.node_rank, error)
-        logger.info("%s is finished already", spec.place)
-        return None
+                time.sleep(SECONDS_BETWEEN_TRIES)
+        logger.info("%s is finished", spec.place)
+
+    def _await_checkpoint(self, spec: Spec) -> None:
+        """Where the first node is killed while it writes, it tries again, and waits for this one."""
+        ended = time.monotonic()
+        while self.store.find(spec) is None and time.monotonic() - ended < SECONDS_TO_WRITE:
+            time.sleep(POLL_SECONDS)
 
     def _start(self) -> Manifest:
         if self.stage.rendering.new_tokens is None:
@@ -89,7 +103,7 @@ class Node:
 
 
 def _awaited(store: Store, spec: Spec) -> Manifest:
-    """What the first node makes: the log says what is waited for, at once and then a line a minute."""
+    """What the first node makes, for as long as that takes: the log says what is waited for, at once and then a line a minute."""
     told: float | None = None
     while (found := store.find(spec)) is None:
         if told is None or time.monotonic() - told > REMIND_SECONDS:

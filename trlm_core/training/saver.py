@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trlm_core.artifacts.full_disk import FullDiskError, with_room
 from trlm_core.artifacts.shelf import sync
 from trlm_core.training.checkpoint import HISTORY, read_history
-from trlm_core.training.group import told_by_first
+from trlm_core.training.group import is_first_of_machine, told_by_first
 from trlm_core.training.saves import SAVES, keep_save, newest_step, prune
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Saver(TrainerCallback):
             with_room(lambda: self._save(step), f"the save of step {step}", self._workspace, ADVICE)
         finally:
             self._last = time.monotonic()
-            if self._trainer.is_world_process_zero():
+            if is_first_of_machine():  # a further one's processes have left their random states there
                 shutil.rmtree(self._workspace / "aside", ignore_errors=True)
 
     def _save(self, step: int) -> None:
@@ -82,10 +82,10 @@ class Saver(TrainerCallback):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._workspace)) from error
 
     def _check_room(self, step: int) -> None:
-        """Before anything is written, so that a disk is not filled to its last byte for others."""
+        """Before anything is written, so that a disk is not filled to its last byte for others; by the first process's disk."""
         model: Any = self._trainer.model
         needed = STATES * sum(weight.numel() * weight.element_size() for weight in model.parameters())
-        free = shutil.disk_usage(self._workspace).free
+        free = told_by_first(shutil.disk_usage(self._workspace).free)  # who raised here alone would leave the others waiting
         if free < needed:
             raise FullDiskError(
                 f"{self._workspace}: wanted {needed:,} bytes for the save of step {step}, got {free:,} free; the saves before are whole; "

@@ -64,8 +64,7 @@ class StageTraining:
         spec = reference_spec(self.recipe, self.stage, self.dataset, self.start)
 
         def build(folder: Path) -> dict[str, Any]:
-            alone = self.execution.model_copy(update={"nodes": 1, "rendezvous": None})  # the others wait for it
-            self._run("reference", spec, alone, folder, None)
+            self._run("reference", spec, on_this_node(self.execution), folder, None)  # the others wait for it
             return {"pairs": count_reference(folder)}
 
         return self.store.folder(self.store.make(spec, build))
@@ -92,3 +91,9 @@ class StageTraining:
             )
 
         run_training(make_job, self.on_progress, self.on_save)
+
+
+def on_this_node(execution: Execution) -> Execution:
+    """What this node does alone: its processes can share the weights, one by itself has to hold them all."""
+    sharding = execution.sharding if execution.processes > 1 else "none"
+    return execution.model_copy(update={"nodes": 1, "rendezvous": None, "sharding": sharding})

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trlm_core.artifacts.aside import write_aside
+from trlm_core.artifacts.fingerprint import file_sha256
 from trlm_core.data.shards import shard_paths
 from trlm_core.metric_spool import MetricSpool
 from trlm_core.recipes.schema import DPOTraining, SFTTraining, Training
@@ -35,7 +36,7 @@ from trlm_core.training.layers import compile_layers
 from trlm_core.training.reference import read_reference, write_reference
 from trlm_core.training.samples import SAMPLES, Samples
 from trlm_core.training.saver import Often, Saver
-from trlm_core.training.saves import Save, discard_after, newest_good, save_folder
+from trlm_core.training.saves import SAVE_NAME, Save, discard_after, newest_good, save_folder
 from trlm_core.training.sft import StepSFTTrainer, sft_steps
 from trlm_core.training.sharding import is_sharded, leave_to_shard, shard, whole_weights
 from trlm_core.training.step_log import ProgressFile, StepLog
@@ -52,7 +53,8 @@ def train(job: TrainingJob, stop: "StopSignal") -> None:
     trainer, tokenizer = make_trainer(job), load_tokenizer(job.dataset / "tokenizer")
     save = _save_to_go_on_from(trainer, job.workspace)
     skipped = {line["step"] for line in read_lines(job.workspace / SKIPPED)}
-    trainer.bad_steps.remember(line["grad_norm"] for line in read_history(job.workspace) if line["step"] not in skipped)
+    norms = [line["grad_norm"] for line in read_history(job.workspace) if line["step"] not in skipped]
+    trainer.bad_steps.remember(told_by_first(norms))  # another machine's history can be of an earlier training
     with _spool(job) as spool:
         if spool is not None:
             trainer.add_callback(StepLog(job.workspace, spool))
@@ -79,17 +81,28 @@ def train(job: TrainingJob, stop: "StopSignal") -> None:
 
 
 def _save_to_go_on_from(trainer: StepTrainer, workspace: Path) -> Path | None:
-    """The first process's choice. Raises GroupError where another machine does not have it."""
+    """The first process's choice. Raises GroupError, in every process, where another machine does not have it."""
     saves, found = trainer.saver.saves, None
     if trainer.is_world_process_zero():
         found = newest_good(saves)
         _rewind(workspace, saves, found)
-    step = told_by_first(found[1].step if found else None)
-    if step is None:
+    told = told_by_first((found[1].step, file_sha256(found[0] / SAVE_NAME)) if found else None)
+    if told is None:
         return None
-    if not save_folder(saves, step).is_dir():
-        raise GroupError(f"{saves}: wanted the first node's save of step {step}, got none; use a store whose folder every node sees")
-    return save_folder(saves, step)
+    step, digest = told
+    folder = save_folder(saves, step)
+    if trainer.agreed(not _has(folder, digest)):
+        raise GroupError(
+            f"{saves}: wanted the first node's save of step {step} on every node, got none or another on one; "
+            "use a store whose folder every node sees"
+        )
+    return folder
+
+
+def _has(folder: Path, digest: str) -> bool:
+    """Whether the save that lies there is the one whose save.json has this sha256, and not one of the same step."""
+    listed = folder / SAVE_NAME
+    return listed.is_file() and file_sha256(listed) == digest
 
 
 def _rewind(workspace: Path, saves: Path, found: tuple[Path, Save] | None) -> None:
@@ -117,7 +130,6 @@ def compute_reference(job: TrainingJob) -> None:
 
 def make_trainer(job: TrainingJob) -> StepTrainer:
     hardware = _hardware(job)
-    (job.error_files / BUDGET).write_text(str(hardware.tokens_per_micro_batch))  # for the launcher, where this process is killed
     torch.set_num_threads(hardware.threads)
     rows = datasets.Dataset.from_parquet([*shard_paths(job.dataset, "train")], cache_dir=str(job.workspace / "arrow"))
     assert isinstance(rows, datasets.Dataset)
@@ -140,6 +152,8 @@ def make_trainer(job: TrainingJob) -> StepTrainer:
     trainer.bad_steps = BadSteps(job.training.bad_steps, job.training.max_grad_norm_ratio, origin_in(rows), on_skip)
     trainer.saver = Saver(trainer, job.workspace, _often(job))
     trainer.add_callback(trainer.saver)
+    # For the launcher, where this process is killed: from here on a micro-batch's memory is what it lacks, before it was the model's.
+    (job.error_files / BUDGET).write_text(str(hardware.tokens_per_micro_batch))
     return trainer
 
 

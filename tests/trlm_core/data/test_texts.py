@@ -1,7 +1,8 @@
 """Texts that stay in their files: whatever happens to the rows on their way, each gets its own back."""
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,36 @@ def rows_of(ordered: Ordered, first: int, last: int) -> list[dict[str, Any]]:
 def test_a_file_that_has_become_shorter_is_an_error(tmp_path: Path):
     table = pa.Table.from_pylist([row(0, messages=["a" * 50_000])], CONVERSATION)
     path = file_of(tmp_path / "rows.arrow", [table])
+    with pytest.raises(OSError, match=r"rows\.arrow: wanted 50,000 bytes"):
+        texts_after(lambda: os.truncate(path, 20_000), path)
+
+
+def test_a_file_that_another_takes_the_place_of_is_an_error_at_the_next_batch(tmp_path: Path):
+    tables = [conversations(0, 40), conversations(40, 40)]
+    path, other, texts = file_of(tmp_path / "rows.arrow", tables), file_of(tmp_path / "other.arrow", tables), Texts()
+    batches = texts.lifted(path)
+    next(batches)
+    other.replace(path)
+    with pytest.raises(OSError, match=r"rows\.arrow: wanted the file as it was .* it has changed meanwhile"):
+        next(batches)
+
+
+def test_a_file_that_is_written_again_while_its_texts_are_read_is_an_error_at_the_end(tmp_path: Path):
+    path = file_of(tmp_path / "rows.arrow", [conversations(0, 40)])
+
+    def write_again() -> None:
+        time.sleep(0.02)  # past the tick of the kernel's clock
+        path.write_bytes(path.read_bytes())
+
+    with pytest.raises(OSError, match=r"rows\.arrow: wanted the file as it was .* it has changed meanwhile"):
+        texts_after(write_again, path)
+
+
+def texts_after(change: Callable[[], None], path: Path) -> pa.Table:
     with Texts.opened() as texts:
         light = lifted(texts, path).take(pa.array([0]))  # a copy, as dealing makes it
-        os.truncate(path, 20_000)
-        with pytest.raises(OSError, match=r"rows\.arrow: wanted 50,000 bytes"):
-            texts.put_back(light, CONVERSATION)
+        change()
+        return texts.put_back(light, CONVERSATION)
 
 
 def test_files_are_closed_when_no_text_is_wanted_any_more(tmp_path: Path):

@@ -21,6 +21,7 @@ from trlm_core.training.checkpoint import load_model, read_history
 from trlm_core.training.errors import (
     Ending,
     OutOfMemoryError,
+    StoppedError,
     TrainingFailedError,
     TrainingKilledError,
     TrainingStalledError,
@@ -261,6 +262,18 @@ def test_the_process_that_has_a_reason_is_heard_above_those_that_lost_it(tmp_pat
     assert ending.kind == "out_of_memory"
 
 
+def test_an_error_is_heard_above_those_that_were_stopped_for_it_or_lost_the_one_that_had_it(tmp_path: Path):
+    stopped = Ending.of(StoppedError("stopped before the first step, as it was asked to"), "")
+    lost = Ending.of(RuntimeError("[.../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3"), "")
+    assert (stopped.kind, lost.kind) == ("stopped", "peer_lost")
+    for rank, (ending, heard) in enumerate([(stopped, "stopped"), (lost, "peer_lost"), (Ending.of(IndexError("5,000"), ""), "other")]):
+        write_ending(tmp_path, rank, ending)
+        write_ending(tmp_path, 9, stopped)
+        found = read_ending(tmp_path)
+        assert found is not None
+        assert found.kind == heard
+
+
 def test_two_processes_do_the_reference_log_probs_of_one(make_job: Callable[..., TrainingJob], dpo_training_of: Callable, tmp_path: Path):
     job = make_job(dpo_training_of(), tokens=150)
     two = job.execution.model_copy(update={"processes": 2})
@@ -275,6 +288,7 @@ def test_two_processes_do_the_reference_log_probs_of_one(make_job: Callable[...,
     ("kind", "can_be_cut", "error", "words"),
     [
         ("stopped", False, TrainingKilledError, "it says"),
+        ("peer_lost", False, TrainingKilledError, "wanted every process of the group, got one that is gone; its machine says why"),
         ("full_disk", False, FullDiskError, "it says"),
         ("out_of_memory", True, OutOfMemoryError, "it says; the next try cuts the steps into micro-batches of half as many tokens"),
         ("out_of_memory", False, TrainingFailedError, "one sequence alone is too long for this device: lower rendering.max_length"),

@@ -94,6 +94,18 @@ def test_a_micro_batch_that_does_not_fit_is_named_and_the_next_process_cuts_fine
     assert len(budgets) <= 3
 
 
+def test_a_process_that_ends_while_its_model_loads_has_not_told_the_budget_of_its_micro_batches(
+    make_job: Callable[..., TrainingJob], sft_training_of: Callable, tmp_path: Path
+):
+    """By it the launcher halves the budget where the kernel kills the process for its memory."""
+    job = make_job(sft_training_of(), tokens=96)
+    with pytest.raises(ValueError, match="Unrecognized model"):
+        worker.make_trainer(job.model_copy(update={"parent": tmp_path}))
+    assert not (job.error_files / BUDGET).exists()
+    worker.make_trainer(job)
+    assert (job.error_files / BUDGET).read_text() == "96"
+
+
 def test_one_sequence_that_does_not_fit_cannot_be_cut(
     make_job: Callable[..., TrainingJob], sft_training_of: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

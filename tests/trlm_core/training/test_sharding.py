@@ -1,6 +1,9 @@
 """Sharded weights change where numbers lie and none of them: the curve of one process, and files that any other training reads."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,25 @@ from trlm_core.training.watch import Progress
 HALF, WHOLE = 6, 12  # steps
 SHARDED = {"processes": 2, "sharding": "full"}
 UNINTERRUPTED: list[dict[str, Any]] = []
+SAMPLER = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from trlm_core.text.tokenizer import load_tokenizer
+from trlm_core.training import samples
+from trlm_core.training.checkpoint import load_model
+from trlm_core.training.sharding import shard
+
+base, tokenizer, meeting, rank, tokens = sys.argv[1:]
+dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2, timeout=timedelta(seconds=20))
+model = load_model(Path(base), "float32")
+shard(model, "cpu")
+samples.NEW_TOKENS = {"cpu": int(tokens)}
+samples.Samples(Path(meeting).parent, load_tokenizer(Path(tokenizer)), None, 1)._sample(model, 1)
+"""
 
 
 def on(job: TrainingJob, **execution: Any) -> TrainingJob:
@@ -51,6 +73,16 @@ def test_two_processes_with_half_of_the_weights_each_give_curve_and_checkpoint_o
     assert {name for name in got if (got[name] - expected[name]).abs().max() > 1e-5} == set()
     samples = [[line["reply"] for line in read_lines(job.workspace / "samples.jsonl")] for job in (one, two)]
     assert samples[1] == samples[0]
+
+
+def test_samples_of_a_sharded_model_end_where_one_process_s_replies_end_before_the_other_s(
+    make_job: Callable[..., TrainingJob], sft_training_of: Callable, tmp_path: Path
+):
+    """As where a sum of another order turns a greedy token into another."""
+    job = make_job(sft_training_of())
+    command = [sys.executable, "-c", SAMPLER, str(job.parent), str(job.dataset / "tokenizer"), str(tmp_path / "meeting")]
+    both = [subprocess.Popen([*command, str(rank), tokens]) for rank, tokens in enumerate(("2", "8"))]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
 
 
 @pytest.fixture

@@ -13,16 +13,17 @@ import pytest
 
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
-from trlm_core.recipes.execution import Execution
+from trlm_core.recipes.execution import Execution, check_group
 from trlm_core.recipes.schema import Recipe, Stage
 from trlm_core.tracking import RunAddress, Tracker
+from trlm_core.training import node as node_module
 from trlm_core.training.checkpoint import read_history
 from trlm_core.training.errors import TrainingKilledError
 from trlm_core.training.job import TrainingJob
 from trlm_core.training.node import Node
 from trlm_core.training.reference import reference_spec
 from trlm_core.training.specs import checkpoint_spec
-from trlm_core.training.stage import StageTraining
+from trlm_core.training.stage import StageTraining, on_this_node
 from trlm_core.training.watch import Progress
 
 EXECUTION = Execution(device="cpu", threads=1, tokens_per_micro_batch=60, save_steps=3)
@@ -109,8 +110,9 @@ def test_reference_log_probs_are_an_artifact_that_another_rate_reuses(
 
 @pytest.mark.long
 def test_a_second_node_waits_for_reference_log_probs_comes_back_for_a_second_try_and_leaves_nothing(
-    store: Store, training_of: Callable[..., StageTraining], dpo_training_of: Callable
+    store: Store, training_of: Callable[..., StageTraining], dpo_training_of: Callable, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(node_module, "SECONDS_BETWEEN_TRIES", 2.0)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         meeting = {"nodes": 2, "rendezvous": f"127.0.0.1:{listener.getsockname()[1]}"}
@@ -131,6 +133,37 @@ def test_a_second_node_waits_for_reference_log_probs_comes_back_for_a_second_try
     assert seen[0][-1].step == seen[1][-1].step == manifest.counts["steps"] == 120
     assert not any((store.root / ".unfinished").iterdir())
     node.take_part()  # of a stage that is finished: nothing, at once
+
+
+@pytest.mark.long
+def test_a_second_node_stays_until_the_checkpoint_is_there_also_where_the_first_is_gone_before_it_wrote_it(
+    store: Store, training_of: Callable[..., StageTraining], sft_training_of: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(node_module, "SECONDS_TO_WRITE", 3.0)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        meeting = {"nodes": 2, "rendezvous": f"127.0.0.1:{listener.getsockname()[1]}"}
+    execution = EXECUTION.model_copy(update=meeting)
+    first = dataclasses.replace(training_of(sft_training_of(epochs=1), lambda progress: None), execution=execution)
+    spec = checkpoint_spec(first.recipe, first.stage, first.dataset, first.start)
+    seen: list[Progress] = []
+    node = Node(store, first.recipe, first.stage, first.dataset, first.start, execution.model_copy(update={"node_rank": 1}), seen.append)
+    with ThreadPoolExecutor(1) as threads:
+        part = threads.submit(node.take_part)
+        first._run("checkpoint", spec, execution, store.workspace(spec), None)  # and nobody writes its manifest
+        assert store.find(spec) is None
+        first.checkpoint()
+        assert part.result() is None
+    assert store.find(spec) is not None
+    assert [progress.done_before for progress in seen if progress.step == 6] == [0, 3], "it took part in both tries"
+
+
+@pytest.mark.parametrize(("processes", "sharding"), [(1, "none"), (2, "full")])
+def test_what_the_first_of_two_nodes_does_alone_it_shards_over_its_own_processes(processes: int, sharding: str):
+    both = EXECUTION.model_copy(update={"nodes": 2, "rendezvous": "gpu0:29500", "sharding": "full", "processes": processes})
+    alone = on_this_node(both)
+    check_group(alone, 8)
+    assert (alone.nodes, alone.processes, alone.sharding) == (1, processes, sharding)
 
 
 def test_a_further_node_does_not_build_what_the_first_holds(training_of: Callable[..., StageTraining], sft_training_of: Callable):
