@@ -18,6 +18,7 @@ from tests.loopback_hub.smoltalk2 import PREFERENCES, SFT, SMOLTALK2, conversati
 STAGE = "stage2_sft_think"
 ROWS, COUNT = 40, 25
 THINK = "s1k_1.1_think"
+CHECKS, DRIFT = "checks-stage2-sft-think", "drift-stage2-sft-think"
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,10 @@ def _shrink(tree: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def blends(trlm: Any, hub: LoopbackHub, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What three of them said, the rows' requests that each made, and their store."""
+def blends(trlm: Any, hub: LoopbackHub, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> dict[str, Any]:
+    """What three of them said, the rows' requests that each made, their store, and the tables that Prefect got of them."""
     root = tmp_path_factory.mktemp("blends")
+    others = {key: len(_tables(prefect_home, key)) for key in (CHECKS, DRIFT)}  # of blends of other tests, which have the same server
     clients = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(root / "hf")}
     done: dict[str, Any] = {"store": root / "store"}
     for name in ("first", "unchanged", "changed"):
@@ -62,7 +64,7 @@ def blends(trlm: Any, hub: LoopbackHub, recipe_file: Path, tmp_path_factory: pyt
         assert ended.code == 0, ended.err[-4000:]
         done[name] = ended
         done[f"{name} requests"] = len(hub.data_requests()) - before
-    return done
+    return done | {key: _tables(prefect_home, key)[count:] for key, count in others.items()}
 
 
 def test_an_unchanged_source_gives_the_blend_that_is_there_and_no_row_is_read(blends: dict[str, Any]) -> None:
@@ -72,18 +74,18 @@ def test_an_unchanged_source_gives_the_blend_that_is_there_and_no_row_is_read(bl
     assert blends["unchanged"].last_line == blends["first"].last_line
 
 
-def test_a_changed_source_gives_a_new_version_and_says_what_drifted(blends: dict[str, Any], prefect_home: Path) -> None:
+def test_a_changed_source_gives_a_new_version_and_says_what_drifted(blends: dict[str, Any]) -> None:
     first, changed = blends["first"].last_line, blends["changed"].last_line
     assert "Cached" not in blends["changed"].out
     assert (first["address"].split("/")[-1][:3], changed["address"].split("/")[-1][:3]) == ("001", "002")
-    (drift,) = _tables(prefect_home, "drift-stage2-sft-think")
+    (drift,) = blends[DRIFT]
     differs = {row["what"] for row in drift}
     assert f"revision of {THINK}" in differs
     assert {what for what in differs if "of " in what and "revision" not in what} <= {f"tokens of {THINK}", *_of_rows(differs)}
 
 
-def test_the_checks_are_a_table_in_prefect_and_in_mlflow(blends: dict[str, Any], prefect_home: Path) -> None:
-    shown = _tables(prefect_home, "checks-stage2-sft-think")
+def test_the_checks_are_a_table_in_prefect_and_in_mlflow(blends: dict[str, Any]) -> None:
+    shown = blends[CHECKS]
     assert len(shown) == 2, "one a blend that was built"
     client = MlflowClient(f"sqlite:///{blends['store']}/mlflow.db")
     (experiment,) = [each for each in client.search_experiments() if each.name == "trlm"]
@@ -100,6 +102,8 @@ def _of_rows(differs: set[str]) -> set[str]:
 
 def _tables(home: Path, key: str) -> list[Any]:
     with sqlite3.connect(os.fspath(home / "prefect.db")) as database:
+        if not database.execute("select 1 from sqlite_master where name = 'artifact'").fetchone():
+            return []  # no flow has run yet
         rows = database.execute("select data from artifact where key = ? order by created", [key]).fetchall()
     tables = [json.loads(row[0]) for row in rows]
     return [json.loads(table) if isinstance(table, str) else table for table in tables]

@@ -39,12 +39,15 @@ STEPS = 12
 WORKER = "trlm_core.training.worker"
 SECONDS_TO_DIE = 15
 LAUNCHER = """
+import signal
 import sys
 from pathlib import Path
 from trlm_core.training.job import TrainingJob
 from trlm_core.training.launch import run_training
 from trlm_core.training.watch import ProcessAddress
 
+# Whoever starts tests in the background may have had SIGINT ignored, which all that they start inherits: a terminal has not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 job = TrainingJob.model_validate_json(Path(sys.argv[1]).read_text()).model_copy(update={"launched_by": ProcessAddress.here()})
 run_training(lambda scratch: job, lambda progress: print(progress.step, flush=True))
 """
