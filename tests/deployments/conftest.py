@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from flows.services import Service, read_services
+from tests.free_port import free_port
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
 
@@ -197,12 +197,6 @@ def outcome_of(address: str) -> dict[str, Any]:
 
 def _place(manifest: Manifest) -> str:
     return f"{manifest.kind}/{manifest.group}/{manifest.name}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _runs(process: psutil.Process, module: str) -> bool:

@@ -1,7 +1,6 @@
 """`trlm train` on two machines, as two commands on loopback that see one store: one checkpoint, one run, and the curve of one process."""
 
 import json
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 import mlflow
 import pytest
 
+from tests.free_port import free_port
+
 pytestmark = pytest.mark.long
 
 
 def test_two_commands_train_one_stage(trlm: Any, tiny_recipe_file: Path, tmp_path: Path) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        meeting = f"127.0.0.1:{listener.getsockname()[1]}"
+    meeting = f"127.0.0.1:{free_port()}"
 
     def train(store: Path, *more: str) -> Any:
         return trlm("train", str(tiny_recipe_file), "stage1_sft", "--store", str(store), "--device", "cpu", *more, timeout=1200)

@@ -21,6 +21,7 @@ import httpx
 import mlflow
 import pytest
 
+from tests.free_port import free_port
 from trlm_core.metric_spool import MetricSpool, deliver, deliver_kept, deliver_or_keep, next_parcel, sent_bytes
 from trlm_core.tracking import RunAddress, Tracker
 
@@ -48,7 +49,7 @@ class Server:
     """`mlflow server` on SQLite, that can be killed and started again at the same address."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, _free_port()
+        self.folder, self.port = folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 
@@ -172,7 +173,7 @@ def test_where_the_run_is_deleted_delivery_ends_with_one_line_and_the_training_g
 def test_closing_waits_only_so_long_and_what_is_left_is_delivered_later(
     server: Server, run: RunAddress, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    away = RunAddress(uri=f"http://127.0.0.1:{_free_port()}", run_id=run.run_id)
+    away = RunAddress(uri=f"http://127.0.0.1:{free_port()}", run_id=run.run_id)
     spool = MetricSpool(tmp_path / "metrics.jsonl", away)
     _log_steps(spool, 1, 50)
     began = time.monotonic()
@@ -348,9 +349,3 @@ def _between(port: int, faults: list[str]) -> Iterator[str]:
     front.shutdown()
     front.server_close()
     assert faults == [], "every fault was met"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

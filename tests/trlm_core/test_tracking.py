@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy.exc
 
 import trlm_core.tracking
+from tests.free_port import free_port
 from trlm_core.tracking import (
     RunAddress,
     SystemReadings,
@@ -257,7 +258,7 @@ def test_where_mlflow_stays_away_the_end_of_a_run_is_left_to_the_reconciling(
     began = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as still:  # it takes calls and never answers
         server = _Unavailable() if away == "503" else None
-        port = server.port if server else still.getsockname()[1] if away == "it stands still" else _free_port()
+        port = server.port if server else still.getsockname()[1] if away == "it stands still" else free_port()
         finish(RunAddress(uri=f"http://127.0.0.1:{port}", run_id="a" * 32), "FINISHED")
     assert time.monotonic() - began < 10
     assert f"MLflow run {'a' * 32} could not be set FINISHED" in caplog.messages[-1]
@@ -334,9 +335,3 @@ def _begun_and_left(tracker: Tracker, memory: Path, error: type[BaseException]) 
     with pytest.raises(error), tracked(tracker, "stage1_sft", params={"epochs": 1}, tags=tags, memory=memory) as run:
         raise error
     return run
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

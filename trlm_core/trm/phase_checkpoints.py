@@ -82,9 +82,7 @@ class PhaseTraining:
             schedule = recipe.controls.direct_tuned
             assert schedule is not None
             made = material.made
-            return make_direct_tuned(
-                material.store, recipe, schedule, made["base"], made["thoughts"], material.device, self._on_step("direct_tuned")
-            )
+            return make_direct_tuned(material.store, recipe, schedule, made["base"], made["thoughts"], material.device, self._on_step)
         spec = control_spec(recipe, control, material.made)
         if control == "nonrecursive":
             return self._made(spec, self._nonrecursive, self._write_model)
@@ -194,8 +192,8 @@ class PhaseTraining:
     def _write_model(self, module: PhaseModule, folder: Path) -> None:
         save_latent_checkpoint(module.model, self.material.tokenizer, folder)
 
-    def _on_step(self, name: str) -> Callable[[int, int], None]:
-        return lambda done, steps: self.on_progress(PhaseProgress(done, steps, 0, 0.0, None, {}))
+    def _on_step(self, done: int, steps: int) -> None:
+        self.on_progress(PhaseProgress(done, steps, 0, 0.0, None, {}))
 
 
 def read_pauses(folder: Path) -> Tensor:

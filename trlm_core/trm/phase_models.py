@@ -39,7 +39,7 @@ def recursion_of(sizes: ThinkerSizes) -> RecursionConfig:
 
 
 def base_of(store: Store, recipe: TRMRecipe, base: Manifest, device: str) -> PreTrainedModel:
-    """The frozen language model of the run."""
+    """A language model of the run, frozen: its base, or one that was tuned from it."""
     model = load_model(store.folder(base), base_precision(recipe))
     return model.to(device).eval()  # type: ignore[arg-type]
 

@@ -17,7 +17,7 @@ from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.trm_schema import TRMRecipe
-from trlm_core.training.checkpoint import append_line, load_model, read_lines
+from trlm_core.training.checkpoint import append_line, read_lines
 from trlm_core.trm.answers import Writing, exact, write_answers
 from trlm_core.trm.evaluate import Evaluation, EvaluationRow, Rivals, Thinkers, evaluate, steps_asked
 from trlm_core.trm.latent_checkpoint import load_latent_checkpoint
@@ -25,9 +25,9 @@ from trlm_core.trm.latent_example import ExampleStep, LatentExample
 from trlm_core.trm.latent_thought_model import LatentThoughtModel
 from trlm_core.trm.material import Material, usable_device
 from trlm_core.trm.phase_checkpoints import read_pauses
+from trlm_core.trm.phase_models import base_of
 from trlm_core.trm.phase_rows import RowTable
 from trlm_core.trm.specs import Phase, evaluation_spec, last_phase
-from trlm_core.trm.states import base_precision
 from trlm_core.trm.thought_reading import read_thoughts_out, thought_steps
 
 EVALUATION, HALTING, EXAMPLES = "evaluation.json", "halting.json", "examples.jsonl"
@@ -99,8 +99,7 @@ def rivals(material: Material) -> Rivals:
     """The controls that the recipe trains, each on a language model of its own."""
     controls, direct_tuned = material.recipe.controls, None
     if controls.direct_tuned is not None:
-        direct_tuned = load_model(material.folder("direct_tuned"), base_precision(material.recipe))
-        direct_tuned = direct_tuned.to(material.device).eval()  # type: ignore[arg-type]
+        direct_tuned = base_of(material.store, material.recipe, material.made["direct_tuned"], material.device)
     return Rivals(
         nonrecursive=material.model("nonrecursive") if controls.nonrecursive is not None else None,
         pauses_1MD=read_pauses(material.folder("pause")).to(material.device) if controls.pause is not None else None,

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.free_port import free_port
 from trlm_core.recipes.execution import Execution, check_group
 from trlm_core.training import launch
 from trlm_core.training.checkpoint import read_history, read_lines
@@ -19,12 +20,6 @@ from trlm_core.training.job import TrainingJob
 from trlm_core.training.launch import run_training
 from trlm_core.training.saves import newest_step
 from trlm_core.training.watch import Progress
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def node_of(job: TrainingJob, rank: int, port: int, scratch: Path, **execution: Any) -> TrainingJob:

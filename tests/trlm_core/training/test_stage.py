@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.free_port import free_port
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.recipes.execution import Execution, check_group
@@ -113,9 +113,7 @@ def test_a_second_node_waits_for_reference_log_probs_comes_back_for_a_second_try
     store: Store, training_of: Callable[..., StageTraining], dpo_training_of: Callable, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(node_module, "SECONDS_BETWEEN_TRIES", 2.0)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        meeting = {"nodes": 2, "rendezvous": f"127.0.0.1:{listener.getsockname()[1]}"}
+    meeting = {"nodes": 2, "rendezvous": f"127.0.0.1:{free_port()}"}
     seen: list[list[Progress]] = [[], []]
     execution = EXECUTION.model_copy(update=meeting)
     killed = dataclasses.replace(training_of(dpo_training_of(epochs=20), kill_at(8)), execution=execution)
@@ -140,9 +138,7 @@ def test_a_second_node_stays_until_the_checkpoint_is_there_also_where_the_first_
     store: Store, training_of: Callable[..., StageTraining], sft_training_of: Callable, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(node_module, "SECONDS_TO_WRITE", 3.0)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        meeting = {"nodes": 2, "rendezvous": f"127.0.0.1:{listener.getsockname()[1]}"}
+    meeting = {"nodes": 2, "rendezvous": f"127.0.0.1:{free_port()}"}
     execution = EXECUTION.model_copy(update=meeting)
     first = dataclasses.replace(training_of(sft_training_of(epochs=1), lambda progress: None), execution=execution)
     spec = checkpoint_spec(first.recipe, first.stage, first.dataset, first.start)
