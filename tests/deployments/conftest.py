@@ -1,6 +1,5 @@
 """A site: a real Prefect server, MLflow and two workers in folders of their own, started by `trlm up`, on a two-layer model."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -21,6 +20,7 @@ from mlflow.entities import Run
 
 from flows.services import Service, read_services
 from tests.free_port import free_port
+from tests.processes import running, variable_of
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Store
 
@@ -92,16 +92,16 @@ class Site:
 
     def processes(self, module: str) -> list[psutil.Process]:
         """Processes of this site that run `python -m module`, whoever their parent is now."""
-        return [each for each in psutil.process_iter() if _runs(each, module) and self._owns(each)]
+        return [each for each in running(module, psutil.process_iter()) if self._owns(each)]
 
     def trainers(self) -> list[psutil.Process]:
         return self.processes("trlm_core.training.worker")
 
     def flow_processes(self, flow_run: str) -> list[psutil.Process]:
-        return [each for each in self.processes("prefect.engine") if _variable(each, "PREFECT__FLOW_RUN_ID") == flow_run]
+        return [each for each in self.processes("prefect.engine") if variable_of(each, "PREFECT__FLOW_RUN_ID") == flow_run]
 
     def _owns(self, process: psutil.Process) -> bool:
-        return _variable(process, "PREFECT_API_URL") == self.environment["PREFECT_API_URL"]
+        return variable_of(process, "PREFECT_API_URL") == self.environment["PREFECT_API_URL"]
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -197,16 +197,3 @@ def outcome_of(address: str) -> dict[str, Any]:
 
 def _place(manifest: Manifest) -> str:
     return f"{manifest.kind}/{manifest.group}/{manifest.name}"
-
-
-def _runs(process: psutil.Process, module: str) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        words = process.cmdline()
-        return module in words and words[words.index(module) - 1] == "-m" and "torch.distributed.run" not in words
-    return False
-
-
-def _variable(process: psutil.Process, name: str) -> str | None:
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return process.environ().get(name)
-    return None

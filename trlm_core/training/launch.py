@@ -1,5 +1,6 @@
 """Launch a training in a process of its own, through torchrun, and follow its progress file."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -147,8 +148,9 @@ def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 def _stalled(process: subprocess.Popen[bytes], job: TrainingJob, last: Progress | None, log: Path) -> TrainingStalledError:
     for worker in psutil.Process(process.pid).children(recursive=True):
-        if "trlm_core.training.worker" in worker.cmdline():
-            worker.send_signal(signal.SIGUSR1)
+        with contextlib.suppress(psutil.NoSuchProcess):  # or a zombie: it has just ended
+            if "trlm_core.training.worker" in worker.cmdline():
+                worker.send_signal(signal.SIGUSR1)
     time.sleep(SECONDS_TO_TELL)
     _kill(process)
     where = f"{last.phase} {last.step:,} of {last.steps:,}" if last else "before its first step"
@@ -159,7 +161,8 @@ def _stalled(process: subprocess.Popen[bytes], job: TrainingJob, last: Progress 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     for child in children:
-        child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     process.kill()
     process.wait()
     psutil.wait_procs(children, SECONDS_TO_END)  # what one writes into is another's next

@@ -14,6 +14,7 @@ import mlflow
 import psutil
 import pytest
 
+from tests.processes import running
 from trlm_core.artifacts.full_disk import FullDiskError
 from trlm_core.text.tokenizer import load_tokenizer
 from trlm_core.tracking import Tracker
@@ -122,7 +123,7 @@ def test_the_worker_dies_within_seconds_when_its_launcher_is_killed(
 ):
     launcher = launcher_of(make_job(sft_training_of(epochs=10_000), tokens=1))
     started = psutil.Process(launcher.pid).children(recursive=True)
-    assert [process for process in started if WORKER in process.cmdline()]
+    assert running(WORKER, started)
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
     killed = time.monotonic()
@@ -153,7 +154,7 @@ def test_a_training_has_the_seconds_of_its_execution_to_end_when_it_is_asked_to_
     job = make_job(sft_training_of(epochs=10_000), tokens=1)
     launcher = launcher_of(job.model_copy(update={"execution": job.execution.model_copy(update={"stop_seconds": 3})}))
     started = psutil.Process(launcher.pid).children(recursive=True)
-    (worker,) = [process for process in started if WORKER in process.cmdline() and "torch.distributed.run" not in process.cmdline()]
+    (worker,) = running(WORKER, started)
     worker.suspend()  # as one that is still saving
     asked = time.monotonic()
     launcher.send_signal(signal.SIGINT)
@@ -169,7 +170,7 @@ def test_a_training_that_stands_still_is_ended_and_can_go_on(make_job: Callable[
 
     def stop_the_worker(progress: Progress) -> None:
         if progress.step and not seen:
-            seen.extend(process for process in psutil.Process().children(recursive=True) if WORKER in process.cmdline())
+            seen.extend(running(WORKER))
             seen[-1].suspend()
 
     with pytest.raises(TrainingStalledError, match=r"wanted progress, got none for 15 s \(training \d+ of 60,000\); it is ended"):
@@ -306,9 +307,8 @@ def test_an_ending_becomes_the_error_that_says_what_to_do(kind: Any, can_be_cut:
 
 
 def _kill_a_worker() -> None:
-    """The last of the group, if any is left; not torchrun, which has their name in its command too."""
-    found = [process for process in psutil.Process().children(recursive=True) if WORKER in process.cmdline()]
-    for worker in [process for process in found if "torch.distributed.run" not in process.cmdline()][-1:]:
+    """The last of the group, if any is left."""
+    for worker in running(WORKER)[-1:]:
         worker.kill()
 
 

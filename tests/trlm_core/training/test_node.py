@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.free_port import free_port
+from tests.processes import running, variable_of
 from trlm_core.recipes.execution import Execution, check_group
 from trlm_core.training import launch
 from trlm_core.training.checkpoint import read_history, read_lines
@@ -168,9 +168,8 @@ def test_a_first_node_whose_second_is_killed_can_go_on(make_job: Callable[..., T
 
 
 def kill_rank_1(progress: Progress) -> None:
-    found = [process for process in psutil.Process().children(recursive=True) if "trlm_core.training.worker" in process.cmdline()]
-    for worker in [process for process in found if "torch.distributed.run" not in process.cmdline()]:
-        if progress.step and worker.environ().get("RANK") == "1":
+    for worker in running("trlm_core.training.worker"):
+        if progress.step and variable_of(worker, "RANK") == "1":
             worker.kill()
 
 

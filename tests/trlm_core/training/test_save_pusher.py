@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.loopback_hub.access import TOKEN
 from tests.loopback_hub.faults import Fault, Request, calls
 from tests.loopback_hub.repositories import Repository
 from tests.loopback_hub.server import LoopbackHub
+from tests.processes import running
 from trlm_core.training import save_pusher
 from trlm_core.training.save_pusher import PushedSave, SavePusher
 
@@ -85,7 +85,7 @@ def test_a_push_that_hangs_stops_nobody_and_ends_with_the_training(hub: Loopback
     pusher.push(save(300), 300)
     assert time.monotonic() - began < 0.5
     assert gate.reached.wait(30)
-    (child,) = [each for each in psutil.Process().children() if "trlm_core.training.save_push" in each.cmdline()]
+    (child,) = running("trlm_core.training.save_push")
     began = time.monotonic()
     (outcome,) = pusher.close()
     assert time.monotonic() - began < 5

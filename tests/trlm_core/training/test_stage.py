@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.free_port import free_port
+from tests.processes import running
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.recipes.execution import Execution, check_group
@@ -66,9 +66,8 @@ def _kept(store: Store, kind: Any, folder: Path) -> Manifest:
 def kill_at(step: int) -> Callable[[Progress], None]:
     def watch(progress: Progress) -> None:
         if progress.phase == "training" and progress.step >= step:
-            for process in psutil.Process().children(recursive=True):
-                if "trlm_core.training.worker" in process.cmdline():
-                    process.kill()
+            for process in running("trlm_core.training.worker"):
+                process.kill()
 
     return watch
 
