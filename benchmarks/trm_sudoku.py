@@ -25,7 +25,8 @@ from safetensors.torch import load_model, save_model
 from trlm_core.trm.config import RecursionConfig, training_cost_of_a_step
 from trlm_core.trm.grid_training import GridRecipe, GridTrainer
 from trlm_core.trm.grid_trm import GridTRM, answer_grids, is_solved, without_recursion
-from trlm_core.trm.sudoku import N_CELLS, N_TOKENS, Puzzles, draw_puzzles, split_grids
+from trlm_core.trm.puzzles import Puzzles
+from trlm_core.trm.sudoku import N_CELLS, N_TOKENS, draw_puzzles, split_grids
 
 RECURSIVE = RecursionConfig(
     width=64,
@@ -66,6 +67,7 @@ class Run:
             max_gradient_norm=1.0,
             ema_decay=0.99,
             seed=self.seed,
+            precision="float32",
         )
 
     def weights(self, folder: Path) -> Path:

@@ -24,14 +24,15 @@ def run_server() -> Iterator[Callable[[], None]]:
     """Yields a function that returns once the API answers; inside, Prefect's API is this server's."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    if PREFECT_API_URL.value():  # the user's own server
-        yield lambda: None
-        return
-    port = _free_port()
-    command = [sys.executable, "-m", "flows.run_server", str(port), ProcessAddress.here().model_dump_json()]
-    process = subprocess.Popen(command)
     with contextlib.ExitStack() as ending:  # from the last line to the first
+        if PREFECT_API_URL.value():  # the user's own server
+            ending.callback(_end_loops)
+            yield lambda: None
+            return
+        port = _free_port()
+        process = subprocess.Popen([sys.executable, "-m", "flows.run_server", str(port), ProcessAddress.here().model_dump_json()])
         ending.callback(_stop, process)
+        ending.callback(_end_loops)
         ending.enter_context(temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}))
         ending.callback(_send_what_is_left)
         yield lambda: _wait(process, port)
@@ -62,6 +63,15 @@ def _send_what_is_left() -> None:
 
     APILogHandler().flush()
     EventsWorker.drain_all(timeout=STOP_SECONDS)
+
+
+def _end_loops() -> None:
+    """Prefect leaves its event loops to the interpreter's end, where duckdb calls all that their threads still hold leaked: in 60 lines."""
+    from prefect._internal.concurrency.threads import get_global_loop, get_run_sync_loop
+
+    for loop in (get_global_loop(), get_run_sync_loop()):
+        loop.shutdown()
+        loop.thread.join(STOP_SECONDS)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -47,6 +47,10 @@ def test_the_end_says_where_everything_lies_and_how_to_open_the_pages(first_run:
         assert words in first_run.out
 
 
+def test_nothing_of_the_interpreter_s_end_stands_below_it(first_run: Any) -> None:
+    assert "leaked" not in first_run.err, "duckdb's binding lists what Prefect's threads still hold"
+
+
 def test_every_finished_artifact_has_all_its_bytes(first_run: Any, store: Path) -> None:
     manifests = Store(store).manifests()
     assert {manifest.kind for manifest in manifests} == {"datasets", "checkpoints", "evals", "reports"}

@@ -16,6 +16,8 @@ from flows.trm_research import TRMChoice, trm
 from tests.trlm_core.trm.tiny_recipe import tiny_trm_tree
 from trlm_core.artifacts.store import Store
 from trlm_core.recipes.trm_load import load_trm_recipe
+from trlm_core.training.checkpoint import read_history
+from trlm_core.training.saves import SAVES, newest_step
 from trlm_core.trm_lineage import TRMLineage
 
 TRAININGS = {"base", "phase1", "nonrecursive", "pause", "direct-tuned", "phase2", "phase2b", "phase3"}
@@ -155,6 +157,50 @@ def test_a_run_killed_in_phase_2_goes_on_to_the_same_weights(
     assert both[0].counts == both[1].counts
     statuses = [run.info.status for run in MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}").search_runs(["1"])]
     assert "RUNNING" not in statuses
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_end_is_killed_in_mlflow_and_goes_on_in_the_same_run_behind_its_last_step(
+    number: signal.Signals, first_run: Any, trlm: Any, recipe_file: Path, store: Path, environment: dict[str, str]
+) -> None:
+    """All before phase 2 is in the store; phase 2 has many steps, and no save by time in the seconds that it gets."""
+    longer = f"phase2.training.steps={2_000 + number}"
+    arguments = ["trm", "run", str(recipe_file), "--set", longer, "--store", str(store)]
+    spec = TRMLineage(load_trm_recipe(str(recipe_file), settings=[longer])).specs["phase2"]
+    workspace = store / ".unfinished" / spec.fingerprint
+    listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from flows.cli import app; app()"
+    with subprocess.Popen(
+        [sys.executable, "-c", listening, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_for_steps(workspace, process)
+        process.send_signal(number)
+        assert process.wait(timeout=60) != 0
+    done = len(read_history(workspace))
+    assert newest_step(workspace / SAVES) == done, "the last step that was made is the one that is saved"
+    (killed,) = runs_of(store, spec.fingerprint)
+    parent = MlflowClient(f"sqlite:///{store / 'mlflow.db'}").get_run(killed.data.tags["mlflow.parentRunId"])
+    assert [run.info.status for run in (killed, parent)] == ["KILLED", "KILLED"]
+
+    again = trlm(*arguments)
+    assert again.code == 0, again.err[-4000:]
+    (finished,) = runs_of(store, spec.fingerprint)
+    assert (finished.info.run_id, finished.info.status) == (killed.info.run_id, "FINISHED")
+    losses = MlflowClient(f"sqlite:///{store / 'mlflow.db'}").get_metric_history(finished.info.run_id, "loss")
+    assert [metric.step for metric in losses] == list(range(1, 2_001 + number)), "no step was done twice"
+
+
+def runs_of(store: Path, fingerprint: str) -> list[Any]:
+    """MLflow's, of this artifact."""
+    return list(MlflowClient(f"sqlite:///{store / 'mlflow.db'}").search_runs(["1"], f"tags.`trlm.fingerprint` = '{fingerprint}'"))
+
+
+def wait_for_steps(workspace: Path, process: "subprocess.Popen[Any]") -> None:
+    ends = time.monotonic() + SECONDS_TO_PHASE_2
+    while not (workspace / "history.jsonl").exists() or len(read_history(workspace)) < 20:
+        assert process.poll() is None, "it ended before phase 2"
+        assert time.monotonic() < ends, f"wanted steps of phase 2 within {SECONDS_TO_PHASE_2} s"
+        time.sleep(0.02)
 
 
 def wait_for_save(saves: Path, process: "subprocess.Popen[Any]") -> int:

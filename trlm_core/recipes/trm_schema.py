@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from trlm_core.recipes.schema import HubBase, Name, RecipePart, Revision, Share
 
@@ -72,19 +72,23 @@ class SplitCounts(RecipePart):
     test: PositiveInt
 
 
+def _that_leave_a_puzzle(givens: tuple[int, ...]) -> tuple[int, ...]:
+    if not all(4 <= given < NUM_SUDOKU_CELLS for given in givens):
+        raise ValueError(f"wanted 4 (the fewest that any puzzle with one solution has) to 15, got {list(givens)}")
+    return givens
+
+
+# Numbers of given cells, drawn evenly.
+Givens = Annotated[tuple[PositiveInt, ...], Field(min_length=1, strict=False), AfterValidator(_that_leave_a_puzzle)]
+
+
 class Sudoku4Thoughts(RecipePart):
     """4x4 Sudoku, the solved grid as thought and as answer. No solved grid of one split is in another."""
 
     kind: Literal["sudoku4"]
     seed: NonNegativeInt
-    givens: tuple[PositiveInt, ...] = Field(min_length=1, strict=False)  # numbers of given cells, drawn evenly
+    givens: Givens
     puzzles: SplitCounts
-
-    @model_validator(mode="after")
-    def _givens_leave_a_puzzle(self) -> Self:
-        if not all(4 <= given < NUM_SUDOKU_CELLS for given in self.givens):
-            raise ValueError(f"givens: wanted 4 (the fewest that any puzzle with one solution has) to 15, got {list(self.givens)}")
-        return self
 
 
 class FamilyQuestions(RecipePart):
@@ -119,6 +123,9 @@ class ThinkerSizes(RecipePart):
     n_supervision_steps: PositiveInt
     halt_exploration_prob: Share
     residual_init_scale: PositiveFloat | Literal["auto"]
+    norm: Literal["post", "pre"]
+    latent_norm: bool
+    slot_embeddings: bool
     hidden_layer: int
     insertion: Literal["append", "slide"]
     sink_tokens: NonNegativeInt
@@ -143,6 +150,7 @@ class Phase1(RecipePart):
     identity_steps: NonNegativeInt  # the first of the schedule's
     training: Schedule
     losses: Phase1Losses
+    latent_noise: NonNegativeFloat  # of their deviation, added to a thought's latents where the losses of token and answer read them
     norm_examples: Annotated[int, Field(ge=FEWEST_NORM_EXAMPLES)]  # on which the statistics of the latents are fitted
     oracle_over_text: Share  # gate: accuracy with the oracle's latents, as a share of that with the language model's own thoughts in text
 
@@ -213,6 +221,14 @@ class Rewards(RecipePart):
     partial: NonNegativeFloat  # times the share of the answer's tokens that are right
 
 
+class Sudoku4Prompts(RecipePart):
+    """New puzzles of the solved grids of train: nobody has to have thought about them, an answer alone tells what it is worth."""
+
+    seed: NonNegativeInt
+    givens: Givens
+    puzzles: PositiveInt
+
+
 class Phase3Gate(RecipePart):
     reward_gain: NonNegativeFloat  # of the mean reward, over phase 2
     accuracy_gain: NonNegativeFloat  # of held-out accuracy, over phase 2
@@ -229,6 +245,7 @@ class Phase3(RecipePart):
     beta: NonNegativeFloat  # of the KL term
     loss_type: Literal["grpo", "dr_grpo", "dapo"]
     rewards: Rewards
+    prompts: Sudoku4Prompts | None  # null: those of train, of which phase 2 may have left too few unsolved
     halt_loss: NonNegativeFloat
     gate: Phase3Gate
 
@@ -273,6 +290,12 @@ class TRMRecipe(RecipePart):
                 f"base: wanted kind: trained_llama exactly with data of kind sudoku4, which have a tokenizer of their own; "
                 f"got {self.base.kind} with {self.data.kind}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_are_of_the_same_task(self) -> Self:
+        if self.phase3 is not None and self.phase3.prompts is not None and self.data.kind != "sudoku4":
+            raise ValueError(f"phase3.prompts: wanted null, or puzzles with data of kind sudoku4, got puzzles with {self.data.kind}")
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """The transformer block of a TRM: post-norm, without biases, SwiGLU, rotary positions.
 
-Post-norm because pre-norm blocks whose output is added to their next input blow up: 488-fold a supervision step.
+Post-norm because pre-norm blocks whose output is added to their next input blow up: 488-fold a supervision step (a test, and an ablation).
 B batch, L positions, D width, H heads, K width of a head, I inner width of the feed-forward.
 """
 
@@ -54,6 +54,15 @@ def rotate(x_BHLK: Tensor) -> Tensor:
     return (x_BHLK * cosine_LK + turned_BHLK * sine_LK).to(x_BHLK.dtype)
 
 
+def attend(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
+    """Softmax attention of every position to every other."""
+    if q_BHLK.device.type == "cpu" and q_BHLK.dtype == torch.bfloat16:
+        # torch's backward on a CPU takes about ten times as long in bfloat16 as in float32 (81 positions, 4 heads of 32).
+        with torch.autocast("cpu", enabled=False):
+            return functional.scaled_dot_product_attention(q_BHLK.float(), k_BHLK.float(), v_BHLK.float()).to(v_BHLK.dtype)
+    return functional.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK)
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)); the inner width is 8/3 of the outer, to a multiple of 32."""
 
@@ -84,4 +93,12 @@ class TransformerBlock(nn.Module):
 
     def _attention(self, x_BLD: Tensor) -> Tensor:
         q_BHLK, k_BHLK, v_BHLK = (split_heads(each, self.n_heads) for each in self.qkv(x_BLD).chunk(3, dim=-1))
-        return self.out(join_heads(functional.scaled_dot_product_attention(rotate(q_BHLK), rotate(k_BHLK), v_BHLK)))
+        return self.out(join_heads(attend(rotate(q_BHLK), rotate(k_BHLK), v_BHLK)))
+
+
+class PreNormBlock(TransformerBlock):
+    """x <- x + attention(rms(x)); x <- x + feed_forward(rms(x)). The same weights, and nothing that holds the stream's scale."""
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        x_BLD = x_BLD + self._attention(rms(x_BLD))
+        return x_BLD + self.feed_forward(rms(x_BLD))

@@ -16,6 +16,7 @@ class RecursionConfig:
     n_supervision_steps: int  # N: at most so many supervision steps an example, in training
     halt_exploration_prob: float  # share of the examples that may not halt before a random number of steps
     residual_init_scale: float | Literal["auto"]  # of the projections that are added to the residual stream, at the start
+    norm: Literal["post", "pre"] = "post"  # of a block; pre is there to show that it blows up
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.n_heads):
@@ -41,6 +42,8 @@ class HiddenStateConfig:
     hidden_size: int  # D, the language model's
     num_latents: int  # M, into which a span of any length is compressed
     recursion: RecursionConfig
+    latent_norm: bool = True  # False: latents come and go as the compressor makes them
+    slot_embeddings: bool = True  # False: nothing but its latent tells a slot from the others
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ B batch, L cells, D width, V tokens.
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,11 @@ from torch.nn import functional
 from trlm_core.trm.ema import WeightAverage
 from trlm_core.trm.grid_trm import GridTRM
 from trlm_core.trm.halting import Carry, advance, first_carry, reset
-from trlm_core.trm.sudoku import Puzzles
+from trlm_core.trm.puzzles import Puzzles, Variation, as_they_are, where
 
 HALTING_WEIGHT = 0.5  # arXiv 2510.04871
 BETAS = (0.9, 0.95)
+LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,24 @@ class GridRecipe:
     max_gradient_norm: float
     ema_decay: float
     seed: int
+    precision: Literal["float32", "bf16_mixed"]
 
 
 class GridTrainer:
-    """Holds what goes from one supervision step to the next: weights, their average, optimizer, and each slot's example and carry."""
+    """Holds what goes from one supervision step to the next: weights, their average, optimizer, and each slot's example and carry.
 
-    def __init__(self, model: GridTRM, puzzles: Puzzles, recipe: GridRecipe) -> None:
+    It trains on the device that the model is on. `vary` gives an example another guise whenever a slot takes it.
+    """
+
+    def __init__(self, model: GridTRM, puzzles: Puzzles, recipe: GridRecipe, vary: Variation = as_they_are) -> None:
         self.model, self.recipe, self.steps_done = model, recipe, 0
         self.average = WeightAverage(model, recipe.ema_decay)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=BETAS, weight_decay=recipe.weight_decay)
-        self._puzzles = puzzles
+        self._puzzles, self._vary = puzzles.to(model.device), vary
         self._generator = torch.Generator().manual_seed(recipe.seed)
-        self.rows_B = torch.zeros(recipe.batch, dtype=torch.long)
-        self.carry: Carry = first_carry(model.core, model.embed(puzzles.given_NL[self.rows_B]).detach())
+        self.rows_B = torch.zeros(recipe.batch, dtype=torch.long, device=model.device)
+        self.examples = self._puzzles.pick(self.rows_B)
+        self.carry: Carry = first_carry(model.core, model.embed(self.examples.given_NL).detach())
 
     def train(self) -> GridTRM:
         """The averaged model after the recipe's steps."""
@@ -53,16 +60,44 @@ class GridTrainer:
     def step(self) -> float:
         """One supervision step of every slot; its loss."""
         self._refill()
-        given_BL, solved_BL = self._puzzles.given_NL[self.rows_B], self._puzzles.solved_NL[self.rows_B]
-        y_BLD, z_BLD, q_B = self.model.core.step(self.model.embed(given_BL), self.carry.y_BLD, self.carry.z_BLD)
-        loss = grid_loss(self.model.logits(y_BLD), q_B, solved_BL)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16_mixed"):
+            x_BLD = self.model.embed(self.examples.given_NL)
+            y_BLD, z_BLD, q_B = self.model.core.step(x_BLD, self.carry.y_BLD, self.carry.z_BLD)
+            logits_BLV = self.model.logits(y_BLD)
+        loss = grid_loss(logits_BLV, q_B, self.examples.solved_NL)
         self._update(loss)
         self.carry = advance(self.model.core.config, self.carry, y_BLD, z_BLD, q_B)
         return loss.item()
 
+    def state(self) -> dict[str, Any]:
+        """All that a training which was cut off needs to go on to the same bits."""
+        return {
+            "steps_done": self.steps_done,
+            "model": self.model.state_dict(),
+            "average": self.average.weights,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "rows": self.rows_B,
+            "examples": vars(self.examples),
+            "carry": vars(self.carry),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.steps_done = state["steps_done"]
+        self.model.load_state_dict(state["model"])
+        self.average.weights = {name: each.to(self.model.device) for name, each in state["average"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"].cpu())
+        self.rows_B = state["rows"].to(self.model.device)
+        self.examples = Puzzles(**state["examples"]).to(self.model.device)
+        self.carry = Carry(**{name: each.to(self.model.device) for name, each in state["carry"].items()})
+
     def _refill(self) -> None:
-        drawn_B = torch.randint(len(self._puzzles), self.rows_B.shape, generator=self._generator)
+        drawn_B = torch.randint(len(self._puzzles), self.rows_B.shape, generator=self._generator).to(self.model.device)
+        guise = torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + self.steps_done) % LARGEST_SEED)
+        drawn = self._vary(self._puzzles.pick(drawn_B), guise)
         self.rows_B = torch.where(self.carry.done_B, drawn_B, self.rows_B)
+        self.examples = where(self.carry.done_B, drawn, self.examples)
         self.carry = reset(self.model.core, self.carry, self._generator)
 
     def _update(self, loss: Tensor) -> None:

@@ -24,6 +24,10 @@ class GridTRM(nn.Module):
         self.core = RecursiveReasoningBase(config)
         self.out = lecun(config.width, n_tokens)
 
+    @property
+    def device(self) -> torch.device:
+        return self.tokens_VD.device
+
     def embed(self, grid_BL: Tensor) -> Tensor:
         """[B, L, D] of about unit variance, the states' own."""
         scale = math.sqrt(self.core.config.width / 2)

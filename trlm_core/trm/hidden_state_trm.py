@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trlm_core.training.errors import BadStepError
 from trlm_core.trm.compressor import LatentAttentionCompressor
 from trlm_core.trm.config import HiddenStateConfig
-from trlm_core.trm.latent_norm import LatentNorm
+from trlm_core.trm.latent_norm import LatentNorm, RawLatents
 from trlm_core.trm.recursion import RecursiveReasoningBase
 
 
@@ -31,8 +32,9 @@ class HiddenStateTRM(nn.Module):
         super().__init__()
         width = config.recursion.width
         self.compressor = LatentAttentionCompressor(config)
-        self.norm = LatentNorm(config.num_latents, width)
-        self.slots_Md = nn.Parameter(torch.randn(config.num_latents, width))
+        self.norm = (LatentNorm if config.latent_norm else RawLatents)(config.num_latents, width)
+        # Drawn in either case: with the same seed, the weights that come after are the same with slots and without.
+        self.slots_Md, self.has_slots = nn.Parameter(torch.randn(config.num_latents, width)), config.slot_embeddings
         self.core = RecursiveReasoningBase(config.recursion)
         self.head = nn.Linear(width, width)
         nn.init.eye_(self.head.weight)
@@ -44,7 +46,8 @@ class HiddenStateTRM(nn.Module):
 
     def place(self, latents_BMd: Tensor) -> Tensor:
         """A prompt's latents in their slots. Standardising takes away what tells slots apart, so they are added back."""
-        return 2**-0.5 * (self.norm.standardise_pre(latents_BMd) + self.slots_Md)
+        standard_BMd = self.norm.standardise_pre(latents_BMd)
+        return 2**-0.5 * (standard_BMd + self.slots_Md) if self.has_slots else standard_BMd
 
     def init_state(self, x_BMd: Tensor) -> tuple[Tensor, Tensor]:
         return self.core.init_state(x_BMd)
@@ -64,6 +67,7 @@ class HiddenStateTRM(nn.Module):
         """Thinks for so many steps, or where halting, each row until its own head is content.
 
         Only step number `steps` has a gradient: a row that halts before it has none.
+        Raises BadStepError for a recursion that blows up: what a language model answers after NaN looks like any other answer.
         """
         if steps < 1:
             raise ValueError(f"steps: wanted at least 1, got {steps}")
@@ -77,6 +81,8 @@ class HiddenStateTRM(nn.Module):
             steps_B = steps_B + running_B
             if halting:
                 running_B = running_B & (q_logits[-1] <= 0)
-            if not running_B.any():
-                break
+                if not running_B.any():
+                    break
+        if not y_BMd.isfinite().all():
+            raise BadStepError(f"thought: wanted states that are finite after {len(q_logits)} supervision steps, got some that are not")
         return ThoughtOutput(self.head(y_BMd), y_BMd, steps_B, torch.stack(q_logits, dim=1))

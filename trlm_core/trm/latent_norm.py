@@ -53,13 +53,31 @@ class LatentNorm(nn.Module):
             raise ValueError("LatentNorm: wanted fitted statistics, got none; call fit at the end of phase 1, or load a phase-1 checkpoint")
 
 
+class RawLatents(LatentNorm):
+    """Latents as they are. It has the statistics, so that what phase 1 has fitted loads here too, and goes by none of them."""
+
+    def standardise_pre(self, latents_BMd: Tensor) -> Tensor:
+        return latents_BMd.float()
+
+    def standardise_post(self, latents_BMd: Tensor) -> Tensor:
+        return latents_BMd.float()
+
+    def unstandardise_post(self, latents_BMd: Tensor) -> Tensor:
+        return latents_BMd.float()
+
+
 def centred_r2(predicted_BMd: Tensor, target_BMd: Tensor) -> float:
     """1 - squared error / squared distance from each slot's mean: 0 for the best constant, which scores 0.8 in plain cosine."""
     from_mean = (target_BMd - target_BMd.mean(dim=0)).square().sum()
     return 1.0 - ((predicted_BMd - target_BMd).square().sum() / from_mean).item()
 
 
+def deviation(latents_NMd: Tensor) -> Tensor:
+    """[d]: of a feature from its slot's mean, over examples and slots."""
+    centred_NMd = latents_NMd.float() - latents_NMd.float().mean(dim=0)
+    return centred_NMd.square().mean(dim=(0, 1)).sqrt().clamp(min=SMALLEST_STD)
+
+
 def _set_statistics(mean_Md: Tensor, std_d: Tensor, latents_NMd: Tensor) -> None:
     mean_Md.copy_(latents_NMd.float().mean(dim=0))
-    centred_NMd = latents_NMd.float() - mean_Md
-    std_d.copy_(centred_NMd.square().mean(dim=(0, 1)).sqrt().clamp(min=SMALLEST_STD))
+    std_d.copy_(deviation(latents_NMd))

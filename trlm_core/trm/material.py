@@ -13,7 +13,7 @@ from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.schema import HubBase
-from trlm_core.recipes.trm_schema import Sudoku4Thoughts, TrainedLlamaBase, TRMRecipe
+from trlm_core.recipes.trm_schema import Phase3, Sudoku4Thoughts, TrainedLlamaBase, TRMRecipe
 from trlm_core.text.tokenizer import load_tokenizer
 from trlm_core.training.hardware import detect_hardware
 from trlm_core.trm.base_llama import make_base_llama
@@ -23,7 +23,7 @@ from trlm_core.trm.own_traces import make_own_traces
 from trlm_core.trm.phase_models import base_of
 from trlm_core.trm.phase_rows import RowTable
 from trlm_core.trm.rewards import IsWellFormed, is_as_long, is_number
-from trlm_core.trm.sudoku_thoughts import make_sudoku_thoughts
+from trlm_core.trm.sudoku_thoughts import make_sudoku_thoughts, prompt_rows
 from trlm_core.trm.think_tokens import ThinkTokens
 from trlm_core.trm.thought_data import TOKENIZER, Split, ThoughtExample, read_thoughts
 
@@ -74,6 +74,12 @@ class Material:
 
     def table(self, split: Split, most: int | None = None) -> RowTable:
         return RowTable.of([example.row for example in self.examples(split)[:most]], self.tokens)
+
+    def prompts(self, phase3: Phase3) -> RowTable:
+        """That phase 3 asks: its own, or those of train."""
+        if phase3.prompts is None:
+            return self.table("train")
+        return RowTable.of(prompt_rows(phase3.prompts, self.tokenizer), self.tokens)
 
     def model(self, role: str) -> LatentThoughtModel:
         """A finished phase's, on a language model of its own: adapters are put into it in place."""

@@ -1,19 +1,20 @@
 """Phase 1: the compressor learns what a thought's latents must hold, so that the frozen language model answers after them.
 
     1a identity    states -> latents -> states, of the prompt and of the thought
-    1b thought     and what the latents of the thought in text say: its tokens, and the answer after them
+    1b thought     and what the latents of the thought in text say, with noise on them: its tokens, and the answer after them
 Trained: compressor, expander, projector. The recursion is not touched. B batch, M latents, d the TRM's width, D the language model's.
 """
 # ruff: noqa: N815 - tensor names carry their shape
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from trlm_core.recipes.trm_schema import Phase1, Phase1Losses
 from trlm_core.trm.answers import Ids, Writing, exact, longest_answer, write_answers
+from trlm_core.trm.latent_norm import deviation
 from trlm_core.trm.latent_thought_model import LatentThoughtModel
 from trlm_core.trm.phase_module import PhaseModule, StepLoss, Training, named
 from trlm_core.trm.phase_rows import ReadStates, RowTable, States, latents_of
@@ -46,7 +47,7 @@ class Phase1Module(PhaseModule):
         read = _Read.of(self.model, batch, self.states(numbers, batch))
         losses = read.identity_losses()
         if step >= self.recipe.identity_steps:
-            losses |= read.thought_losses(self.recipe.losses)
+            losses |= read.noisy(self.recipe.latent_noise).thought_losses(self.recipe.losses)
         loss = sum(_weight(self.recipe.losses, name) * each for name, each in losses.items())
         assert isinstance(loss, Tensor)
         return StepLoss(loss, {f"loss_{name}": each.detach() for name, each in losses.items()})
@@ -91,6 +92,11 @@ class _Read:
             "identity_pre": relative_error(pre_BLD, self.states.pre_BLD, self.batch.prompt_mask_BL),
             "identity_post": relative_error(post_BCD, self.states.post_BCD, self.batch.thought_mask_BC),
         }
+
+    def noisy(self, share: float) -> "_Read":
+        """With normal noise of this share of the latents' deviation: what reads them then bears the errors that phase 2 will make."""
+        std_d = deviation(self.post_BMd.detach())
+        return replace(self, post_BMd=self.post_BMd + share * std_d * torch.randn_like(self.post_BMd)) if share else self
 
     def thought_losses(self, weights: Phase1Losses) -> dict[str, Tensor]:
         losses = {}

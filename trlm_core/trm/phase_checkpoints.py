@@ -27,6 +27,7 @@ from trlm_core.training.job import METRICS
 from trlm_core.trm.answers import longest_answer
 from trlm_core.trm.controls import PauseModule, non_recursive_twin
 from trlm_core.trm.direct_tuning import make_direct_tuned
+from trlm_core.trm.interruptible import IsStopped, interruptible
 from trlm_core.trm.latent_checkpoint import save_latent_checkpoint
 from trlm_core.trm.latent_thought_model import LatentThoughtModel
 from trlm_core.trm.material import Material, usable_device
@@ -71,7 +72,10 @@ class PhaseTraining:
         return cls(Material(store, recipe, made, usable_device(execution)), execution, run, on_progress)
 
     def phase(self, phase: Phase) -> Manifest:
-        """Reused where its fingerprint is in the store. Raises BadStepError, StoppedError, and what the store raises."""
+        """Reused where its fingerprint is in the store. Interrupted (Ctrl-C, SIGTERM), it saves what is done before it ends.
+
+        Raises BadStepError, StoppedError at a SIGTERM that nobody else handles, and what the store raises.
+        """
         new_module = {"phase1": self._phase1, "phase2": self._phase2, "phase2b": self._phase2b, "phase3": self._phase3}[phase]
         spec = phase_spec(self.material.recipe, phase, self.material.made)
         return self._made(spec, new_module, self._write_model)
@@ -124,7 +128,7 @@ class PhaseTraining:
     def _phase3(self) -> PhaseModule:
         material, recipe = self.material, self.material.recipe
         assert recipe.phase3 is not None
-        model, table = material.model(phase_before(recipe, "phase3")), material.table("train")
+        model, table = material.model(phase_before(recipe, "phase3")), material.prompts(recipe.phase3)
         room = longest_answer(table.rows)
         return Phase3Module(model, table, material.is_well_formed(), recipe.phase3, room, self._seed("phase3/order"))
 
@@ -169,14 +173,14 @@ class PhaseTraining:
 
         try:
             with system_metrics(spool):
-                history = run_phase(module, self._how(workspace, on_progress))
+                history = interruptible(lambda is_stopped: run_phase(module, self._how(workspace, on_progress, is_stopped)))
         finally:
             spool.close(SECONDS_TO_DELIVER)
         if self.run is not None:
             deliver_or_keep(workspace / METRICS, self.run, SECONDS_TO_DELIVER, self.material.store.root / UNDELIVERED)
         return history
 
-    def _how(self, workspace: Path, on_progress: OnProgress) -> PhaseRun:
+    def _how(self, workspace: Path, on_progress: OnProgress, is_stopped: IsStopped) -> PhaseRun:
         return PhaseRun(
             workspace=workspace,
             save_steps=self.execution.save_steps,
@@ -184,7 +188,7 @@ class PhaseTraining:
             keep_saves=self.execution.keep_saves,
             log_steps=1,
             on_progress=on_progress,
-            is_stopped=lambda: False,
+            is_stopped=is_stopped,
             precision=PRECISIONS[self.material.recipe.precision],
             accelerator=ACCELERATORS[self.material.device],
         )

@@ -35,7 +35,12 @@ def recursion_of(sizes: ThinkerSizes) -> RecursionConfig:
         n_supervision_steps=sizes.n_supervision_steps,
         halt_exploration_prob=sizes.halt_exploration_prob,
         residual_init_scale=sizes.residual_init_scale,
+        norm=sizes.norm,
     )
+
+
+def states_of(sizes: ThinkerSizes, hidden_size: int) -> HiddenStateConfig:
+    return HiddenStateConfig(hidden_size, sizes.num_latents, recursion_of(sizes), sizes.latent_norm, sizes.slot_embeddings)
 
 
 def base_of(store: Store, recipe: TRMRecipe, base: Manifest, device: str) -> PreTrainedModel:
@@ -51,7 +56,7 @@ def config_of(recipe: TRMRecipe, model: PreTrainedModel) -> LatentThoughtConfig:
     return LatentThoughtConfig(
         base_model_name_or_path=recipe.base.repo if on_hub else model.config.name_or_path,  # type: ignore[union-attr]
         base_revision=recipe.base.revision if on_hub else None,  # type: ignore[union-attr]
-        states=HiddenStateConfig(embedding_table(model).shape[-1], sizes.num_latents, recursion_of(sizes)),
+        states=states_of(sizes, embedding_table(model).shape[-1]),
         hidden_layer=sizes.hidden_layer,
         insertion=sizes.insertion,
         sink_tokens=sizes.sink_tokens,
@@ -62,7 +67,7 @@ def config_of(recipe: TRMRecipe, model: PreTrainedModel) -> LatentThoughtConfig:
 
 
 def without_depth(config: LatentThoughtConfig) -> LatentThoughtConfig:
-    """Of phase 1, which has no recursion: with the least that there can be, so that it is the same whatever depth phase 2 gets."""
+    """Of phase 1, which has no recursion: with the least that there can be, so that it is the same whatever phase 2 gets."""
     full = config.states.recursion
     least = replace(
         full,
@@ -72,8 +77,10 @@ def without_depth(config: LatentThoughtConfig) -> LatentThoughtConfig:
         n_supervision_steps=1,
         halt_exploration_prob=0.0,
         residual_init_scale=1.0,
+        norm="post",
     )
-    return replace(config, states=replace(config.states, recursion=least), eval_steps=1)
+    states = replace(config.states, recursion=least, latent_norm=True, slot_embeddings=True)
+    return replace(config, states=states, eval_steps=1)
 
 
 def new_model(base: PreTrainedModel, config: LatentThoughtConfig, tokens: ThinkTokens, seed: int) -> LatentThoughtModel:

@@ -7,7 +7,7 @@ B batch, L positions (cells of a grid, or latents of a prompt), D width.
 import torch
 from torch import Tensor, nn
 
-from trlm_core.trm.blocks import TransformerBlock
+from trlm_core.trm.blocks import PreNormBlock, TransformerBlock
 from trlm_core.trm.config import RecursionConfig
 
 
@@ -16,8 +16,8 @@ class TinyRecursiveNetwork(nn.Module):
 
     def __init__(self, config: RecursionConfig) -> None:
         super().__init__()
-        blocks = (TransformerBlock(config.width, config.n_heads, config.residual_scale) for _ in range(config.n_layers))
-        self.blocks = nn.ModuleList(blocks)
+        block = {"post": TransformerBlock, "pre": PreNormBlock}[config.norm]
+        self.blocks = nn.ModuleList(block(config.width, config.n_heads, config.residual_scale) for _ in range(config.n_layers))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         for block in self.blocks:

@@ -24,8 +24,12 @@ Made = Mapping[str, Fingerprinted]  # role -> manifest, or the spec of what is n
 Phase = Literal["phase1", "phase2", "phase2b", "phase3"]
 Control = Literal["nonrecursive", "pause", "direct_tuned"]
 PHASES: tuple[Phase, ...] = ("phase1", "phase2", "phase2b", "phase3")
-# Of the recursion, which phase 1 does not touch: whatever depth it gets, phase 1 is the same.
-DEPTH = {"n_layers", "n_latent_steps", "n_deep_recursions", "n_supervision_steps", "halt_exploration_prob", "residual_init_scale"}
+# Of the recursion, which phase 1 does not touch.
+RECURSION = {
+    *("n_layers", "n_latent_steps", "n_deep_recursions", "n_supervision_steps"),
+    *("halt_exploration_prob", "residual_init_scale", "norm"),
+}
+NOT_OF_PHASE_1 = RECURSION | {"latent_norm", "slot_embeddings"}  # whatever these are, phase 1 is the same
 
 
 def phases_of(recipe: TRMRecipe) -> tuple[Phase, ...]:
@@ -66,7 +70,7 @@ def measured_role(phase: Phase) -> str:
 
 def phase_spec(recipe: TRMRecipe, phase: Phase, made: Made) -> Spec:
     part = getattr(recipe, phase).model_dump(mode="json", exclude={"gate", "oracle_over_text"})
-    sizes = recipe.model.model_dump(mode="json", exclude=DEPTH if phase == "phase1" else set())
+    sizes = recipe.model.model_dump(mode="json", exclude=NOT_OF_PHASE_1 if phase == "phase1" else set())
     identity = {"made_by": f"{phase}/1", "model": sizes, "training": part, "seed": recipe.seed, "precision": recipe.precision}
     roles = ["base", "thoughts", *(["states"] if phase in ("phase1", "phase2") else [])]
     before = [] if phase == "phase1" else [phase_before(recipe, phase)]
@@ -83,7 +87,7 @@ def control_spec(recipe: TRMRecipe, control: Control, made: Made) -> Spec:
     if control == "nonrecursive":
         twin = net_alone(recursion_of(recipe.model))
         how = recipe.phase2.model_dump(mode="json", include={"ema_decay", "losses", "answer_share"})
-        identity |= {"model": {**recipe.model.model_dump(mode="json", exclude=DEPTH), **asdict(twin)}, "phase2": how}
+        identity |= {"model": {**recipe.model.model_dump(mode="json", exclude=RECURSION), **asdict(twin)}, "phase2": how}
         inputs |= _inputs(made, "states")
     return _spec(recipe, "checkpoints", control, {**identity, "precision": recipe.precision}, inputs)
 

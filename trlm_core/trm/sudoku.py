@@ -3,7 +3,6 @@
 given   0 0 3 0 3 0 0 0 0 1 0 0 0 0 0 2
 solved  1 2 3 4 3 4 2 1 2 1 4 3 4 3 1 2
 """
-# ruff: noqa: N815 - tensor names carry their shape
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,18 +11,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from trlm_core.trm.puzzles import Puzzles
+
 N_CELLS, N_TOKENS = 16, 5  # empty, and the digits 1 to 4
 N_TRAIN_GRIDS, N_VALIDATION_GRIDS = 200, 28  # of 288; the other 60 are for the test
 SPLIT_SEED = 1
-
-
-@dataclass(frozen=True)
-class Puzzles:
-    given_NL: Tensor
-    solved_NL: Tensor
-
-    def __len__(self) -> int:
-        return len(self.given_NL)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
 from trlm_core.data.split import seed_of
-from trlm_core.recipes.trm_schema import Sudoku4Thoughts, TRMRecipe
+from trlm_core.recipes.trm_schema import Sudoku4Prompts, Sudoku4Thoughts, TRMRecipe
 from trlm_core.text.thoughts import CLOSE, OPEN
+from trlm_core.trm.puzzles import Puzzles
 from trlm_core.trm.sudoku import N_TOKENS, draw_puzzles, split_grids
 from trlm_core.trm.think_tokens import ThinkTokens
 from trlm_core.trm.thought_data import SPLITS, TOKENIZER, Split, ThoughtExample, ThoughtRow, write_thoughts
@@ -52,11 +53,21 @@ def sudoku_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def sudoku_examples(data: Sudoku4Thoughts, split: Split, tokenizer: PreTrainedTokenizerFast) -> Iterator[ThoughtExample]:
+def sudoku_examples(data: Sudoku4Thoughts, split: Split, tokenizer: PreTrainedTokenizerBase) -> Iterator[ThoughtExample]:
     puzzles = draw_puzzles(getattr(split_grids(), split), getattr(data.puzzles, split), data.givens, seed_of(data.seed, f"sudoku4/{split}"))
-    tokens = ThinkTokens.of(tokenizer)
-    bos = tokenizer.get_vocab()[BOS]
-    for number, (given, solved) in enumerate(zip(puzzles.given_NL.tolist(), puzzles.solved_NL.tolist(), strict=True)):
-        row = ThoughtRow((bos, *given, tokens.think), tuple(solved), (*solved, tokens.eos))
-        asked, grid = "".join(map(str, given)), "".join(map(str, solved))
+    for number, row in enumerate(sudoku_rows(puzzles, tokenizer)):
+        asked, grid = "".join(map(str, row.prompt[1:-1])), "".join(map(str, row.thought))
         yield ThoughtExample(split, f"sudoku4/{split}/{number}", f"{BOS}{asked}{OPEN}", grid, f"{grid}{EOS}", row)
+
+
+def prompt_rows(prompts: Sudoku4Prompts, tokenizer: PreTrainedTokenizerBase) -> list[ThoughtRow]:
+    """Puzzles of the solved grids of train that are asked for their answers alone."""
+    puzzles = draw_puzzles(split_grids().train, prompts.puzzles, prompts.givens, seed_of(prompts.seed, "sudoku4/prompts"))
+    return [*sudoku_rows(puzzles, tokenizer)]
+
+
+def sudoku_rows(puzzles: Puzzles, tokenizer: PreTrainedTokenizerBase) -> Iterator[ThoughtRow]:
+    """A cell is its own id."""
+    tokens, bos = ThinkTokens.of(tokenizer), tokenizer.get_vocab()[BOS]
+    for given, solved in zip(puzzles.given_NL.tolist(), puzzles.solved_NL.tolist(), strict=True):
+        yield ThoughtRow((bos, *given, tokens.think), tuple(solved), (*solved, tokens.eos))

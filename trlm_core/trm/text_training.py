@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from trlm_core.recipes.trm_schema import Schedule
 from trlm_core.text.tokenizer import IGNORED
-from trlm_core.training.errors import BadStepError
+from trlm_core.training.errors import BadStepError, StoppedError
+from trlm_core.trm.interruptible import IsStopped, interruptible
 from trlm_core.trm.think_tokens import ThinkTokens
 from trlm_core.trm.thought_data import BatchOrder, ThoughtRow, padded
 
@@ -61,19 +62,27 @@ def train_on_text(
 ) -> History:
     """Trains all of the model's weights in place, from where an earlier process was when it ended: a line a step.
 
-    Raises BadStepError for a loss or a gradient that is not finite.
+    Raises BadStepError for a loss or a gradient that is not finite. Interrupted, it saves what is done.
     """
     schedule = training.schedule
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=schedule.betas, weight_decay=schedule.weight_decay)
     order = BatchOrder(len(rows), schedule.batch, training.seed)
     history = _restored(model, optimizer, workspace / SAVE)
     model.train()
-    for step in range(len(history), schedule.steps):
-        chosen = [rows[number] for number in order.rows_at(step)]
-        history.append(_stepped(model, optimizer, text_batch(chosen, tokens, with_thought=training.has_thought(step)), schedule, step))
-        if (step + 1) % STEPS_PER_SAVE == 0:
-            _save(model, optimizer, history, workspace / SAVE)
-        on_step(step + 1, schedule.steps)
+
+    def train(is_stopped: IsStopped) -> None:
+        for step in range(len(history), schedule.steps):
+            chosen = [rows[number] for number in order.rows_at(step)]
+            batch = text_batch(chosen, tokens, with_thought=training.has_thought(step))
+            history.append(_stepped(model, optimizer, batch, schedule, step))
+            stopped = is_stopped()
+            if stopped or (step + 1) % STEPS_PER_SAVE == 0:
+                _save(model, optimizer, history, workspace / SAVE)
+            on_step(step + 1, schedule.steps)
+            if stopped:
+                raise StoppedError(f"language model: stopped after step {step + 1} of {schedule.steps}; run it again to go on")
+
+    interruptible(train)
     model.eval()
     return history
 

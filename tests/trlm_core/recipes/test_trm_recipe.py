@@ -89,6 +89,33 @@ def test_a_setting_changes_one_leaf():
     assert after.model_copy(update={"phase2": before.phase2}) == before
 
 
+ABLATIONS = {
+    "model.n_latent_steps=1": ("model", "n_latent_steps", 1),
+    "model.n_deep_recursions=2": ("model", "n_deep_recursions", 2),
+    "model.n_supervision_steps=16": ("model", "n_supervision_steps", 16),
+    "model.residual_init_scale=auto": ("model", "residual_init_scale", "auto"),
+    "model.residual_init_scale=1": ("model", "residual_init_scale", 1.0),
+    "model.norm=pre": ("model", "norm", "pre"),
+    "model.latent_norm=false": ("model", "latent_norm", False),
+    "model.slot_embeddings=false": ("model", "slot_embeddings", False),
+    "model.num_latents=8": ("model", "num_latents", 8),
+    "model.insertion=slide": ("model", "insertion", "slide"),
+    "phase2.ema_decay=0": ("phase2", "ema_decay", 0.0),
+    "phase2.losses.token=0": ("phase2.losses", "token", 0.0),
+    "controls.pause.steps=2000": ("controls.pause", "steps", 2000),
+    "evaluation.steps=[1,2,4,8,16,32]": ("evaluation", "steps", (1, 2, 4, 8, 16, 32)),
+}
+
+
+@pytest.mark.parametrize("setting", ABLATIONS)
+def test_every_ablation_of_the_specification_is_one_setting(setting: str):
+    part, key, value = ABLATIONS[setting]
+    place: Any = load_trm_recipe("trm-acceptance", settings=[setting])
+    for each in part.split("."):
+        place = getattr(place, each)
+    assert getattr(place, key) == value
+
+
 def test_a_file_is_a_recipe_too(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(changed(name="mine")))
@@ -122,6 +149,9 @@ def test_no_field_has_a_default():
         ("phase1.norm_examples", 999, "phase1.norm_examples: input should be greater than or equal to 1000, got 999"),
         ("phase1.norm_examples", 6_001, "phase1.norm_examples: wanted at most the 6,000 of train, got 6,001"),
         ("model.width", 100, "width: wanted a multiple of 8 (4 heads of even size), got 100"),
+        ("model.norm", "none", "model.norm: input should be 'post' or 'pre', got 'none'"),
+        ("model.latent_norm", "no", "model.latent_norm: input should be a valid boolean, got 'no'"),
+        ("model.slot_embeddings", 0, "model.slot_embeddings: input should be a valid boolean, got 0"),
         ("phase2.curriculum", [{"share": 1.0, "n_latent_steps": 1, "n_deep_recursions": 1}], "wanted shares that leave some steps at full depth, got 1 in all"),
         ("model.hidden_layer", -2, "model.hidden_layer: wanted -1 (after the final norm) with losses of a thought's tokens, got -2; set the token"),
         ("data.givens", [3, 6], "givens: wanted 4 (the fewest that any puzzle with one solution has) to 15, got [3, 6]"),
@@ -139,6 +169,13 @@ def test_what_cannot_be_built_is_named(leaf: str, value: Any, said: str):
     with pytest.raises(RecipeError) as raised:
         parse_trm_recipe(changed(**{leaf: value}), where="changed")
     assert said in str(raised.value)
+
+
+def test_puzzles_as_prompts_go_with_thoughts_about_puzzles():
+    with pytest.raises(
+        RecipeError, match=r"phase3\.prompts: wanted null, or puzzles with data of kind sudoku4, got puzzles with own_traces"
+    ):
+        load_trm_recipe("trm-smollm3-3b", settings=["phase3.prompts={seed: 1, givens: [5], puzzles: 10}"])
 
 
 def test_another_layer_s_states_go_with_the_losses_of_states_and_answers():

@@ -1,10 +1,12 @@
 """The block: unit scale out, no biases, positions by distance alone, a residual scale that lets it learn."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional
 
-from trlm_core.trm.blocks import TransformerBlock, rms, rotary_table, rotate
+from trlm_core.trm.blocks import PreNormBlock, TransformerBlock, attend, rms, rotary_table, rotate
 from trlm_core.trm.config import PAPER, RecursionConfig
 from trlm_core.trm.recursion import RecursiveReasoningBase
 
@@ -53,6 +55,21 @@ def test_a_position_sees_those_after_it():
     assert not torch.equal(block(x_BLD)[0, 0], block(changed_BLD)[0, 0])
 
 
+def test_attention_in_bfloat16_is_that_of_float32_rounded_and_so_is_its_gradient():
+    torch.manual_seed(0)
+    q_BHLK, k_BHLK, v_BHLK = (torch.randn(2, 2, 7, 8).bfloat16().requires_grad_() for _ in range(3))
+    exact_q_BHLK = q_BHLK.detach().float().requires_grad_()
+    wanted_BHLK = functional.scaled_dot_product_attention(exact_q_BHLK, k_BHLK.detach().float(), v_BHLK.detach().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        got_BHLK = attend(q_BHLK, k_BHLK, v_BHLK)
+    assert torch.equal(got_BHLK, wanted_BHLK.bfloat16())
+    got_BHLK.float().sum().backward()
+    wanted_BHLK.sum().backward()
+    assert q_BHLK.grad is not None
+    assert exact_q_BHLK.grad is not None
+    assert torch.equal(q_BHLK.grad, exact_q_BHLK.grad.bfloat16())
+
+
 def test_a_block_trains_after_it_ran_in_inference_mode():
     rotary_table.cache_clear()
     block, x_BLD = TransformerBlock(32, 4, residual_scale=0.25), torch.randn(1, 7, 32)
@@ -79,6 +96,28 @@ def test_64_supervision_steps_neither_blow_up_nor_die(dtype: torch.dtype):
             y_BLD, z_BLD, _ = core.step(x_BLD, y_BLD, z_BLD)
     for state_BLD in (y_BLD, z_BLD):
         assert 0.3 < state_BLD.float().square().mean().sqrt() < 3.0
+
+
+def test_a_pre_norm_block_is_the_same_weights_with_the_norm_before_them_and_none_at_the_end():
+    torch.manual_seed(0)
+    post, pre, x_BLD = TransformerBlock(32, 4, residual_scale=0.25), PreNormBlock(32, 4, residual_scale=0.25), 10 * torch.randn(2, 5, 32)
+    pre.load_state_dict(post.state_dict())
+    half_way_BLD = x_BLD + post._attention(rms(x_BLD))
+    assert torch.equal(pre(x_BLD), half_way_BLD + post.feed_forward(rms(half_way_BLD)))
+    assert pre(x_BLD).square().mean().sqrt() > 5.0, "nothing brings its output to unit scale"
+
+
+def test_with_pre_norm_the_paper_s_recursion_grows_several_hundredfold_a_step():
+    torch.manual_seed(0)
+    core = RecursiveReasoningBase(RecursionConfig(32, 4, 2, 6, 3, 16, 0.1, "auto", norm="pre"))
+    x_BLD = torch.randn(2, 5, 32)
+    (y_BLD, z_BLD), scales = core.init_state(x_BLD), []
+    with torch.no_grad():
+        for _ in range(16):
+            y_BLD, z_BLD, _ = core.step(x_BLD, y_BLD, z_BLD)
+            scales.append(y_BLD.double().square().mean().sqrt().item())
+    assert all(300 < later / before < 1_000 for before, later in itertools.pairwise(scales[:5]))
+    assert not torch.tensor(scales[-1]).isfinite()
 
 
 def regression_loss(residual_init_scale: float) -> float:

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from trlm_core.trm.config import RecursionConfig
 from trlm_core.trm.grid_training import GridRecipe, GridTrainer, grid_loss, rate_at
 from trlm_core.trm.grid_trm import GridTRM, answer_grids, is_solved, without_recursion
-from trlm_core.trm.sudoku import N_CELLS, N_TOKENS, Puzzles, draw_puzzles, split_grids
+from trlm_core.trm.puzzles import Puzzles, joined
+from trlm_core.trm.sudoku import N_CELLS, N_TOKENS, draw_puzzles, split_grids
 
 CONFIG = RecursionConfig(32, 4, 2, 2, 2, 3, 0.1, 0.25)
 RECIPE = GridRecipe(
@@ -21,6 +23,7 @@ RECIPE = GridRecipe(
     max_gradient_norm=1.0,
     ema_decay=0.9,
     seed=0,
+    precision="float32",
 )
 
 
@@ -115,3 +118,88 @@ def test_a_few_puzzles_are_learned_by_heart():
     recipe = replace(RECIPE, optimizer_steps=150, learning_rate=3e-3)
     trained = GridTrainer(make_model(), puzzles, recipe).train()
     assert is_solved(answer_grids(trained, puzzles.given_NL, steps=3), puzzles.solved_NL)[-1].all()
+
+
+def mirrored_where_the_coin_says(puzzles: Puzzles, generator: torch.Generator) -> Puzzles:
+    is_mirrored = bool(torch.rand(1, generator=generator) < 0.5)
+    return Puzzles(puzzles.given_NL.flip(1), puzzles.solved_NL.flip(1)) if is_mirrored else puzzles
+
+
+def test_a_training_that_was_cut_off_goes_on_to_the_same_bits():
+    puzzles, recipe = puzzles_of_train(20), replace(RECIPE, optimizer_steps=8)
+    whole = GridTrainer(make_model(), puzzles, recipe, mirrored_where_the_coin_says)
+    first = GridTrainer(make_model(), puzzles, recipe, mirrored_where_the_coin_says)
+    for _ in range(5):  # in the middle of examples, which get 3 steps each
+        first.step()
+    torch.manual_seed(1)
+    second = GridTrainer(GridTRM(CONFIG, N_TOKENS, N_CELLS), puzzles, recipe, mirrored_where_the_coin_says)
+    second.restore(first.state())
+    wanted, got = whole.train().state_dict(), second.train().state_dict()
+    assert all(torch.equal(each, got[name]) for name, each in wanted.items())
+    assert not torch.equal(first.model.out.weight, second.model.out.weight)
+
+
+def test_a_slot_shows_its_example_in_one_guise_until_it_is_done_and_then_it_may_be_another():
+    puzzles = puzzles_of_train(1)
+    trainer, seen = GridTrainer(make_model(replace(CONFIG, halt_exploration_prob=0.0)), puzzles, RECIPE, mirrored_where_the_coin_says), []
+    for _ in range(30):
+        trainer.step()
+        seen.append(trainer.examples.given_NL)
+    for start in range(0, 30, 3):  # no head is content: three steps each
+        assert torch.equal(seen[start], seen[start + 1])
+        assert torch.equal(seen[start], seen[start + 2])
+    guises = joined([puzzles, Puzzles(puzzles.given_NL.flip(1), puzzles.solved_NL.flip(1))])
+    assert len(torch.cat(seen).unique(dim=0)) == len(guises.given_NL.unique(dim=0)) == 2
+
+
+def test_bfloat16_trains_float32_weights_to_about_the_same_loss():
+    puzzles = puzzles_of_train(20)
+    exact = GridTrainer(make_model(), puzzles, RECIPE)
+    mixed = GridTrainer(make_model(), puzzles, replace(RECIPE, precision="bf16_mixed"))
+    pairs = [(exact.step(), mixed.step()) for _ in range(6)]
+    assert all(abs(a - b) < 0.05 * a for a, b in pairs)
+    assert any(a != b for a, b in pairs)
+    assert {weight.dtype for weight in mixed.model.parameters()} == {torch.float32}
+    assert mixed.carry.y_BLD.dtype == torch.float32
+
+
+class Kept:
+    """A tensor that a graph keeps for its backward; the bytes of all that live now, and the most that ever did."""
+
+    alive = peak = 0
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.bytes = tensor, tensor.numel() * tensor.element_size()
+        Kept.alive += self.bytes
+        Kept.peak = max(Kept.peak, Kept.alive)
+
+    def __del__(self) -> None:
+        Kept.alive -= self.bytes
+
+
+def peak_of_kept_bytes(config: RecursionConfig, steps: int) -> int:
+    trainer = GridTrainer(
+        make_model(replace(config, halt_exploration_prob=0.0)), puzzles_of_train(20), replace(RECIPE, optimizer_steps=steps)
+    )
+    Kept.peak = Kept.alive = 0
+    with saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        trainer.train()
+    assert trainer.carry.steps_B.tolist() == [config.n_supervision_steps] * 8  # the examples did get their N steps
+    return Kept.peak
+
+
+def test_memory_of_deep_supervision_grows_neither_with_n_supervision_steps_nor_with_deep_recursions():
+    peak = peak_of_kept_bytes(replace(CONFIG, n_supervision_steps=2), steps=2)
+    assert peak_of_kept_bytes(replace(CONFIG, n_supervision_steps=16), steps=16) == peak
+    assert peak_of_kept_bytes(replace(CONFIG, n_supervision_steps=2, n_deep_recursions=6), steps=2) == peak
+    assert peak_of_kept_bytes(replace(CONFIG, n_supervision_steps=2, n_latent_steps=4), steps=2) > 1.4 * peak  # what it does grow with
+
+
+def test_what_a_step_keeps_for_its_backward_grows_with_the_number_of_cells_and_not_with_their_pairs():
+    core, kept = make_model().core, []
+    for cells in (32, 64, 128):
+        Kept.peak = Kept.alive = 0
+        with saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            core.step(torch.randn(2, cells, 32), *core.init_state(torch.randn(2, cells, 32)))
+        kept.append(Kept.peak)
+    assert kept[2] - kept[1] == 2 * (kept[1] - kept[0]) > 0

@@ -1,9 +1,12 @@
 """A thought from hidden states: every weight learns, every row by itself, and halting that freezes what is done."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
 
+from trlm_core.training.errors import BadStepError
 from trlm_core.trm.config import HiddenStateConfig, RecursionConfig
 from trlm_core.trm.hidden_state_trm import HiddenStateTRM
 
@@ -118,6 +121,45 @@ def test_slots_differ_though_every_latent_is_the_same():
     trm = make_trm()
     x_BMd = trm.read(torch.zeros(1, 4, D), torch.tensor([[0, 0, 0, 0]]))  # nothing was read: zeros in every slot
     assert (x_BMd[0, 1:] - x_BMd[0, :-1]).norm(dim=-1).min() > 1.0
+
+
+ABLATED = {
+    "norm": replace(CONFIG, recursion=replace(CONFIG.recursion, norm="pre")),
+    "latent_norm": replace(CONFIG, latent_norm=False),
+    "slot_embeddings": replace(CONFIG, slot_embeddings=False),
+}
+
+
+@pytest.mark.parametrize("key", ABLATED)
+def test_an_ablation_has_the_same_weights_of_the_same_seed_and_another_thought(key: str):
+    whole, ablated, h_BLD = make_trm(), make_trm(ABLATED[key]), torch.randn(2, 10, D)
+    assert whole.state_dict().keys() == ablated.state_dict().keys()
+    assert all(torch.equal(each, ablated.state_dict()[name]) for name, each in whole.state_dict().items())
+    thoughts = [trm(h_BLD, torch.ones(2, 10), steps=1, halting=False).v_BMd for trm in (whole, ablated)]
+    assert not torch.allclose(*thoughts, atol=1e-2)
+
+
+@pytest.mark.parametrize("key", ["latent_norm", "slot_embeddings"])
+def test_what_the_recursion_reads_is_left_without_what_is_ablated_alone(key: str):
+    trm, latents_BMd = make_trm(ABLATED[key]), torch.randn(2, M, d)
+    read = {
+        "latent_norm": 2**-0.5 * (latents_BMd + trm.slots_Md),
+        "slot_embeddings": (latents_BMd - trm.norm.mean_pre_Md) / trm.norm.std_pre_d,
+    }
+    assert torch.allclose(trm.place(latents_BMd), read[key], atol=1e-6)
+
+
+def test_without_slot_embeddings_slots_with_the_same_latent_are_read_as_one():
+    trm = make_trm(ABLATED["slot_embeddings"])
+    trm.norm.mean_pre_Md.zero_()
+    x_BMd = trm.place(torch.ones(1, M, d))
+    assert torch.equal(x_BMd[0, 1:], x_BMd[0, :-1])
+
+
+def test_a_recursion_that_blows_up_is_an_error_and_no_thought():
+    deep = replace(CONFIG, recursion=replace(CONFIG.recursion, n_latent_steps=6, n_deep_recursions=3, norm="pre"))
+    with pytest.raises(BadStepError, match="wanted states that are finite after 32 supervision steps"):
+        make_trm(deep)(torch.randn(2, 10, D), torch.ones(2, 10), steps=32, halting=False)
 
 
 def test_no_steps_are_an_error():

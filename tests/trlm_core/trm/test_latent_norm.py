@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from trlm_core.trm.latent_norm import LatentNorm, centred_r2
+from trlm_core.trm.latent_norm import LatentNorm, RawLatents, centred_r2
 
 
 def latents(seed: int, mean: float = 3.0, count: int = 1_000) -> torch.Tensor:
@@ -40,6 +40,13 @@ def test_statistics_are_saved_with_the_weights():
     norm, loaded = fitted(), LatentNorm(4, 8)
     loaded.load_state_dict(norm.state_dict())
     assert torch.equal(loaded.standardise_pre(latents(3)), norm.standardise_pre(latents(3)))
+
+
+def test_raw_latents_load_the_statistics_and_go_by_none_of_them():
+    raw, latents_NMd = RawLatents(4, 8), latents(3)
+    raw.load_state_dict(fitted().state_dict())
+    for way in (raw.standardise_pre, raw.standardise_post, raw.unstandardise_post):
+        assert torch.equal(way(latents_NMd), latents_NMd)
 
 
 def test_a_feature_that_never_varies_gives_no_nan():

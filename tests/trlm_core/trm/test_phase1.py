@@ -9,6 +9,7 @@ from torch.nn import functional
 from tests.trlm_core.trm.tiny_phases import make_phase1, make_rows, make_table
 from tests.trlm_core.trm.tiny_thinker import TOKENS, make_model
 from trlm_core.trm.answers import Writing, exact, write_answers
+from trlm_core.trm.latent_norm import deviation
 from trlm_core.trm.latent_thought_model import LatentThoughtModel
 from trlm_core.trm.phase1 import Phase1Module, phase1_metrics
 from trlm_core.trm.phase_rows import RowTable, latents_of, live_states
@@ -68,6 +69,26 @@ def test_the_loss_is_the_weighted_sum():
         parts["loss_identity_pre"] + parts["loss_identity_post"] + parts["loss_token"] + 0.5 * (parts["loss_answer"] + parts["loss_kl"])
     )
     assert made.loss.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def losses_at(latent_noise: float, seed: int) -> dict[str, float]:
+    model = unfitted()
+    recipe = make_phase1().model_copy(update={"latent_noise": latent_noise})
+    module = Phase1Module(model, make_table(24), live_states(model), recipe, seed=0)
+    torch.manual_seed(seed)
+    return {name: float(each) for name, each in module.step_loss(step=5).metrics.items()}
+
+
+def test_noise_moves_the_losses_that_read_a_thought_and_not_those_of_identity():
+    still, noisy, otherwise = losses_at(0.0, seed=1), losses_at(0.5, seed=1), losses_at(0.5, seed=2)
+    changed = {name for name in still if still[name] != noisy[name]}
+    assert changed == {"loss_token", "loss_answer", "loss_kl"} == {name for name in noisy if noisy[name] != otherwise[name]}
+    assert losses_at(0.0, seed=2) == still
+
+
+def test_noise_is_measured_in_the_latents_own_deviation():
+    latents_NMd = torch.randn(500, 4, 8) * torch.arange(1.0, 9.0) + 100 * torch.randn(4, 8)
+    torch.testing.assert_close(deviation(latents_NMd), torch.arange(1.0, 9.0), rtol=0.1, atol=0)
 
 
 def test_a_thought_s_loss_is_that_of_the_token_after_each_position():

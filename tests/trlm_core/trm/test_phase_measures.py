@@ -7,6 +7,7 @@ import pytest
 from tests.trlm_core.conftest import BuiltTRM
 from tests.trlm_core.trm.tiny_recipe import CPU, tiny_trm_recipe
 from trlm_core.artifacts.manifest import Manifest
+from trlm_core.recipes.trm_schema import Sudoku4Prompts
 from trlm_core.trm.evaluate import Claim
 from trlm_core.trm.material import Material
 from trlm_core.trm.phase_measures import GateError, check_gate, make_measure, mean_reward
@@ -78,6 +79,15 @@ def test_without_the_twin_there_is_no_claim_over_it(built_trm: BuiltTRM):
     made = {role: built_trm.made[role] for role in ("base", "thoughts", "phase2")}
     measured = make_measure(built_trm.store, recipe, "phase2", made, CPU, lambda row: None)
     assert [claim["name"] for claim in measured.counts["claims"]] == ["over_direct", "best_over_first_step"]
+
+
+def test_phase_3_asks_its_own_prompts_where_it_has_some_and_else_those_of_train(built_trm: BuiltTRM):
+    material, phase3 = Material(built_trm.store, built_trm.recipe, built_trm.made, "cpu"), built_trm.recipe.phase3
+    assert phase3 is not None
+    own = phase3.model_copy(update={"prompts": Sudoku4Prompts(seed=1, givens=(5,), puzzles=20)})
+    assert len(material.prompts(own)) == 20
+    train = material.prompts(phase3.model_copy(update={"prompts": None}))
+    assert [*train.rows] == [*material.table("train").rows]
 
 
 def test_the_mean_reward_is_drawn_the_same_each_time(built_trm: BuiltTRM):

@@ -7,10 +7,10 @@ import torch
 
 from trlm_core.artifacts.store import Store
 from trlm_core.recipes.trm_load import load_trm_recipe
-from trlm_core.recipes.trm_schema import SplitCounts, Sudoku4Thoughts
+from trlm_core.recipes.trm_schema import SplitCounts, Sudoku4Prompts, Sudoku4Thoughts
 from trlm_core.text.tokenizer import load_tokenizer
-from trlm_core.trm.sudoku import count_solutions
-from trlm_core.trm.sudoku_thoughts import make_sudoku_thoughts, sudoku_examples, sudoku_tokenizer
+from trlm_core.trm.sudoku import count_solutions, split_grids
+from trlm_core.trm.sudoku_thoughts import make_sudoku_thoughts, prompt_rows, sudoku_examples, sudoku_tokenizer
 from trlm_core.trm.think_tokens import ThinkTokens
 from trlm_core.trm.thought_data import SPLITS, TOKENIZER, check_examples, read_thoughts
 
@@ -50,6 +50,14 @@ def test_a_row_is_a_puzzle_of_one_solution_thought_and_answered_with_its_solved_
         assert [tokenizer.encode(text) for text in (each.prompt, each.thought, each.answer)] == [
             [*ids] for ids in (each.row.prompt, each.row.thought, each.row.answer)
         ]
+
+
+def test_prompts_are_new_puzzles_of_the_solved_grids_of_train():
+    rows = prompt_rows(Sudoku4Prompts(seed=3, givens=(5,), puzzles=30), sudoku_tokenizer())
+    assert len({row.prompt for row in rows}) == 30
+    assert {row.thought for row in rows} <= {tuple(grid) for grid in split_grids().train.tolist()}
+    assert {sum(cell > 0 for cell in row.prompt[1:-1]) for row in rows} == {5}
+    assert all(row.answer == (*row.thought, 8) for row in rows)
 
 
 def test_no_solved_grid_is_in_two_splits():

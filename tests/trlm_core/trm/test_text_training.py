@@ -1,5 +1,8 @@
 """Training on thoughts as text: which tokens carry the loss, and that an interrupted training ends with the same weights."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +83,27 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_weights(llama: LlamaFor
     assert _trained(llama, tmp_path / "cut") == whole
     for name, weight in llama.state_dict().items():
         assert torch.equal(weight, uninterrupted[name]), name
+
+
+def test_ctrl_c_waits_for_the_step_s_save_whatever_saves_are_due(llama: LlamaForCausalLM, tmp_path: Path):
+    before, told = signal.signal(signal.SIGINT, signal.default_int_handler), []
+    start = {name: weight.clone() for name, weight in llama.state_dict().items()}
+
+    def interrupt(done: int, total: int) -> None:
+        told.append(done)
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.0)  # until the main thread has heard it
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_on_text(llama, ROWS, TOKENS, TRAINING, tmp_path, interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert told == [1, 2, 3, 4], "the step that was under way is done"
+    llama.load_state_dict(start)
+    train_on_text(llama, ROWS, TOKENS, TRAINING, tmp_path, lambda done, total: told.append(done))
+    assert told == [*range(1, 9)], "and is not done again"
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves(llama: LlamaForCausalLM, tmp_path: Path):

@@ -55,7 +55,9 @@ def make_schedule(steps: int, batch: int = 8, learning_rate: float = 3e-3) -> Sc
 
 def make_phase1(steps: int = 6, kl: float = 0.5) -> Phase1:
     losses = Phase1Losses(identity=1.0, token=1.0, answer=0.5, kl=kl)
-    return Phase1(identity_steps=steps // 2, training=make_schedule(steps), losses=losses, norm_examples=1_000, oracle_over_text=0.9)
+    return Phase1(
+        identity_steps=steps // 2, training=make_schedule(steps), losses=losses, latent_noise=0.0, norm_examples=1_000, oracle_over_text=0.9
+    )
 
 
 def make_phase2(steps: int = 6, answer_share: float = 0.5, curriculum: tuple[Depth, ...] = (), min_steps: int = 1) -> Phase2:
@@ -80,6 +82,7 @@ def make_phase3(steps: int = 4, partial: float = 0.5, learning_rate: float = 3e-
         beta=0.02,
         loss_type="dapo",
         rewards=Rewards(exact=1.0, well_formed=0.1, partial=partial),
+        prompts=None,
         halt_loss=0.5,
         gate=Phase3Gate(reward_gain=0.0, accuracy_gain=0.0),
     )

@@ -36,7 +36,11 @@ def tiny_trm_tree() -> dict[str, Any]:
         "adapter": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
     }
     tree["phase3"]["training"] |= {"steps": 3, "batch": 2, "warmup_steps": 1}
-    tree["phase3"] |= {"group_size": 3, "rewards": {"exact": 1.0, "well_formed": 0.1, "partial": 0.5}}
+    tree["phase3"] |= {
+        "group_size": 3,
+        "prompts": {"seed": 1, "givens": [5, 6], "puzzles": 20},
+        "rewards": {"exact": 1.0, "well_formed": 0.1, "partial": 0.5},
+    }
     for schedule in tree["controls"].values():
         schedule |= {"steps": 3, **QUICK}
     tree["evaluation"] |= {"examples": 10, "steps": [1, 2]}

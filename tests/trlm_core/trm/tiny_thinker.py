@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from trlm_core.trm.config import HiddenStateConfig, LatentThoughtConfig, LoraConfig, RecursionConfig
 from trlm_core.trm.latent_thought_model import LatentThoughtModel
@@ -51,7 +51,7 @@ def make_config(**changes: object) -> LatentThoughtConfig:
     return LatentThoughtConfig(**{**settings, **changes})  # type: ignore[arg-type]
 
 
-def make_model(base: LlamaForCausalLM | None = None, **changes: object) -> LatentThoughtModel:
+def make_model(base: PreTrainedModel | None = None, **changes: object) -> LatentThoughtModel:
     base = base or make_llama()
     torch.manual_seed(1)
     model = LatentThoughtModel(base, make_config(**changes), TOKENS)
