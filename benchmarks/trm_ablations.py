@@ -1,6 +1,6 @@
 """What each part of a TRM on hidden states is worth: phase 2 again with one setting changed, beside the recipe as it is.
 
-    python benchmarks/trm_ablations.py                                        every row, 3 CPU-minutes and more each
+    python benchmarks/trm_ablations.py                                        every row, 4 CPU-minutes and more each
     python benchmarks/trm_ablations.py --only pre-norm --only n=1 --phase2-steps 1000 --json
 
 In --store (that of trm_latent.py, which also has the Builder) base, states and phase 1 are made once, or found; a row that another size of
@@ -53,7 +53,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "residual-scale-1": ("model.residual_init_scale=1",),
     "pre-norm": ("model.norm=pre",),
     "pre-norm-n=6-N=16": ("model.norm=pre", "model.n_latent_steps=6", "model.n_supervision_steps=16"),  # nearly the paper's depth
-    "no-exploration": ("model.halt_exploration_prob=0",),
+    "halting": ("phase2.min_steps=1",),  # as it is, every example takes its four steps, and none explores
+    "halting-no-exploration": ("phase2.min_steps=1", "model.halt_exploration_prob=0"),
     "no-latent-norm": ("model.latent_norm=false",),
     "no-slots": ("model.slot_embeddings=false",),
     "no-latent-norm-no-slots": ("model.latent_norm=false", "model.slot_embeddings=false"),

@@ -1,6 +1,6 @@
-"""The paper's core on 9x9 Sudoku by number of givens, beside the same parameters without recursion: no gate, what an hour of a core learns.
+"""The paper's core on 9x9 Sudoku by givens, beside the same parameters without recursion: no gate, what a core learns in half an hour.
 
-    python benchmarks/trm_sudoku9.py --split validation                                       # two trainings, about half a CPU hour each
+    python benchmarks/trm_sudoku9.py --split validation                                       # two trainings, about 15 CPU-minutes each
     python benchmarks/trm_sudoku9.py --recipe paper --data FOLDER --device cuda --split test  # about 36 hours of a GPU; run by nobody here
 
 `cpu_hour`: generated puzzles of 50 to 28 givens, each grade of the same grids; no held-out grid is a symmetry of one that is trained on.
@@ -103,6 +103,7 @@ class Run:
     model: Literal["recursive", "direct"]
     seed: int
     layer_passes: int
+    data: str | None  # the folder of Sudoku-Extreme; None: generated
 
     @property
     def config(self) -> RecursionConfig:
@@ -286,7 +287,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = extreme(recipe, arguments.split, arguments.data, arguments.seed) if arguments.data else generated(recipe, arguments.split)
     passes = arguments.layer_passes or recipe.layer_passes
-    runs = [Run(recipe, model, arguments.seed, passes) for model in arguments.models]
+    runs = [Run(recipe, model, arguments.seed, passes, arguments.data and str(arguments.data.resolve())) for model in arguments.models]
     told = {run.model: trained_figures(run, data, folder, arguments.device) for run in runs}
     print(json.dumps(told) if arguments.json else table(told))
 

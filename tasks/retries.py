@@ -7,13 +7,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from trlm_core.artifacts.full_disk import is_full_disk
-from trlm_core.training.errors import OutOfMemoryError, RendezvousError, TrainingKilledError
+from trlm_core.training.errors import OutOfMemoryError, RendezvousError, StoppedError, TrainingKilledError
 
 
 def unless_mistaken(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """False for a ValueError, which the core raises for what the user has to change, and for a full disk, whoever met it."""
+    """False for a ValueError, which the core raises for what the user has to change, for what was told to stop, and for a full disk."""
     error = _error(state)
-    return not (isinstance(error, ValueError) or is_full_disk(error))
+    return not (isinstance(error, ValueError | StoppedError) or is_full_disk(error))
 
 
 # Of a task that asks the Hub, a bucket or a package index.

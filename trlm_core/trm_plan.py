@@ -7,7 +7,7 @@ from trlm_core.artifacts.store import Store
 from trlm_core.base_model import check_base
 from trlm_core.plan import GIB, PlanError
 from trlm_core.recipes.schema import HubBase
-from trlm_core.recipes.trm_schema import CheckpointBase, OwnTraces, TrainedLlamaBase, TRMRecipe
+from trlm_core.recipes.trm_schema import CheckpointBase, OwnTraces, Sudoku4Prompts, TrainedLlamaBase, TRMRecipe
 
 PACKAGES = {"peft": "peft", "pytorch_lightning": "pytorch-lightning"}  # import -> distribution: the extra `trm`
 DISK_GIB = 1.0  # states, saves and checkpoints of the small recipes; a large base's states are more, and are told when they are cached
@@ -26,6 +26,8 @@ def check_trm(recipe: TRMRecipe, store: Store) -> None:
     _check_base(recipe, store)
     if isinstance(recipe.data, OwnTraces):
         _check_families(recipe.data)
+    if recipe.phase3 is not None and recipe.phase3.prompts is not None:
+        _check_prompts(recipe.phase3.prompts)
     free = shutil.disk_usage(store.root).free / GIB
     if free < DISK_GIB:
         raise PlanError(f"disk of {store.root}: wanted {DISK_GIB} GiB free for {recipe.name}, got {free:.1f}; choose another --store")
@@ -52,6 +54,13 @@ def _check_base(recipe: TRMRecipe, store: Store) -> None:
             f"base: wanted the finished checkpoint {spec.place} with fingerprint {spec.fingerprint[:12]} in {store.address}, got none; "
             f"run `trlm run {base.recipe}{overlays}` on this store first"
         )
+
+
+def _check_prompts(prompts: Sudoku4Prompts) -> None:
+    """They are needed hours after the first phase began, and drawn in a second."""
+    from trlm_core.trm.sudoku_thoughts import drawn_prompts
+
+    drawn_prompts(prompts)
 
 
 def _check_families(data: OwnTraces) -> None:

@@ -100,6 +100,10 @@ BAD_SETTINGS = {
     "heads that do not divide the width": ("model.n_heads=3", ["model", "wanted a multiple of 6", "got 16"]),
     "a base whose heads do not divide its size": ("base.num_attention_heads=3", ["base.hidden_size", "wanted a multiple of 6", "got 16"]),
     "too few rows for the statistics": ("phase1.norm_examples=2000", ["norm_examples", "wanted at most the 1,000 of train", "2,000"]),
+    "more prompts than there are": (
+        "phase3.prompts={seed: 1, givens: [15], puzzles: 4000}",
+        ["puzzles", "wanted 4,000 puzzles of 15 givens on 200 grids", "ask for fewer"],
+    ),
     "a row without its control": ("controls.pause=null", ["evaluation.rows", "pause"]),
 }
 

@@ -160,6 +160,12 @@ class Phase1(RecipePart):
             raise ValueError(f"wanted identity_steps below training.steps ({self.training.steps:,}), got {self.identity_steps:,}")
         return self
 
+    @model_validator(mode="after")
+    def _noise_has_a_deviation(self) -> Self:
+        if self.latent_noise and self.training.batch < 2:
+            raise ValueError("latent_noise: wanted a training.batch of at least 2, over which a deviation is taken, or 0, got a batch of 1")
+        return self
+
 
 class Phase2Losses(RecipePart):
     state: NonNegativeFloat
@@ -222,7 +228,7 @@ class Rewards(RecipePart):
 
 
 class Sudoku4Prompts(RecipePart):
-    """New puzzles of the solved grids of train: nobody has to have thought about them, an answer alone tells what it is worth."""
+    """Puzzles of train's solved grids, nearly all new: nobody has to have thought about them, an answer alone tells what it is worth."""
 
     seed: NonNegativeInt
     givens: Givens

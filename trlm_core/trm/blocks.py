@@ -1,6 +1,6 @@
 """The transformer block of a TRM: post-norm, without biases, SwiGLU, rotary positions.
 
-Post-norm because pre-norm blocks whose output is added to their next input blow up: 488-fold a supervision step (a test, and an ablation).
+Post-norm because pre-norm blocks whose output is added to their next input blow up: 488-fold a supervision step at the paper's depth.
 B batch, L positions, D width, H heads, K width of a head, I inner width of the feed-forward.
 """
 

@@ -95,8 +95,10 @@ class _Read:
 
     def noisy(self, share: float) -> "_Read":
         """With normal noise of this share of the latents' deviation: what reads them then bears the errors that phase 2 will make."""
+        if not share:
+            return self
         std_d = deviation(self.post_BMd.detach())
-        return replace(self, post_BMd=self.post_BMd + share * std_d * torch.randn_like(self.post_BMd)) if share else self
+        return replace(self, post_BMd=self.post_BMd + share * std_d * torch.randn_like(self.post_BMd))
 
     def thought_losses(self, weights: Phase1Losses) -> dict[str, Tensor]:
         losses = {}

@@ -16,6 +16,7 @@ from trlm_core.trm.puzzles import Puzzles
 N_CELLS, N_TOKENS = 16, 5  # empty, and the digits 1 to 4
 N_TRAIN_GRIDS, N_VALIDATION_GRIDS = 200, 28  # of 288; the other 60 are for the test
 SPLIT_SEED = 1
+MOST_REFUSED = 10_000  # draws in a row; of 4 givens one draw in 20 is a puzzle
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,26 @@ def split_grids() -> Split:
 
 
 def draw_puzzles(grids: Tensor, count: int, n_givens: Sequence[int], seed: int) -> Puzzles:
-    """Different puzzles: as many random cells of a random grid as one of n_givens says, kept where no other grid fits."""
+    """Different puzzles: as many random cells of a random grid as one of n_givens says, kept where no other grid fits.
+
+    Raises ValueError where there are not as many.
+    """
     generator = torch.Generator().manual_seed(seed)
     given: dict[tuple[int, ...], Tensor] = {}
+    refused = 0
     while len(given) < count:
         grid_L = grids[int(torch.randint(len(grids), (1,), generator=generator))]
         wanted = n_givens[int(torch.randint(len(n_givens), (1,), generator=generator))]
         given_L = torch.zeros_like(grid_L)
         cells = torch.randperm(N_CELLS, generator=generator)[:wanted]
         given_L[cells] = grid_L[cells]
-        if count_solutions(given_L) == 1:
-            given[tuple(given_L.tolist())] = grid_L
+        if count_solutions(given_L) == 1 and (key := tuple(given_L.tolist())) not in given:
+            given[key], refused = grid_L, 0
+        else:
+            refused += 1
+        if refused > MOST_REFUSED:
+            wanted = f"wanted {count:,} puzzles of {', '.join(map(str, n_givens))} givens on {len(grids)} grids"
+            raise ValueError(f"puzzles: {wanted}, got {len(given):,}; ask for fewer, or for other givens")
     return Puzzles(torch.tensor([*given]), torch.stack([*given.values()]))
 
 

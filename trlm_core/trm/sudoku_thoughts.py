@@ -61,9 +61,12 @@ def sudoku_examples(data: Sudoku4Thoughts, split: Split, tokenizer: PreTrainedTo
 
 
 def prompt_rows(prompts: Sudoku4Prompts, tokenizer: PreTrainedTokenizerBase) -> list[ThoughtRow]:
-    """Puzzles of the solved grids of train that are asked for their answers alone."""
-    puzzles = draw_puzzles(split_grids().train, prompts.puzzles, prompts.givens, seed_of(prompts.seed, "sudoku4/prompts"))
-    return [*sudoku_rows(puzzles, tokenizer)]
+    return [*sudoku_rows(drawn_prompts(prompts), tokenizer)]
+
+
+def drawn_prompts(prompts: Sudoku4Prompts) -> Puzzles:
+    """Puzzles of the solved grids of train that are asked for their answers alone; ValueError where there are not as many."""
+    return draw_puzzles(split_grids().train, prompts.puzzles, prompts.givens, seed_of(prompts.seed, "sudoku4/prompts"))
 
 
 def sudoku_rows(puzzles: Puzzles, tokenizer: PreTrainedTokenizerBase) -> Iterator[ThoughtRow]:

@@ -146,6 +146,7 @@ def test_no_field_has_a_default():
         ("phase2.trainer", "sgd", "phase2.trainer: unknown key"),
         ("phase2.training.warmup_steps", 3_200, "wanted warmup_steps below steps (3,200), got 3,200"),
         ("phase1.identity_steps", 1_400, "wanted identity_steps below training.steps (1,400), got 1,400"),
+        ("phase1.training.batch", 1, "latent_noise: wanted a training.batch of at least 2, over which a deviation is taken, or 0, got a batch of 1"),
         ("phase1.norm_examples", 999, "phase1.norm_examples: input should be greater than or equal to 1000, got 999"),
         ("phase1.norm_examples", 6_001, "phase1.norm_examples: wanted at most the 6,000 of train, got 6,001"),
         ("model.width", 100, "width: wanted a multiple of 8 (4 heads of even size), got 100"),

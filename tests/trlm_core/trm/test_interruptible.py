@@ -41,7 +41,7 @@ def told(number: signal.Signals, saved: list[str], ends_with: BaseException | No
     def work(is_stopped: IsStopped) -> None:
         assert not is_stopped()
         os.kill(os.getpid(), number)
-        time.sleep(0.2)  # the rest of the step
+        time.sleep(1.0)  # the rest of the step
         assert is_stopped()
         saved.append("the step")
         raise ends_with or StoppedError("stopped after step 5")

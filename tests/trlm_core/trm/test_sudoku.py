@@ -1,5 +1,6 @@
 """4x4 Sudoku: every puzzle has one solution, and no part of the split knows another's grids."""
 
+import pytest
 import torch
 
 from trlm_core.trm.sudoku import all_grids, count_solutions, draw_puzzles, split_grids
@@ -41,3 +42,10 @@ def test_the_same_seed_draws_the_same_puzzles_and_another_draws_others():
     grids = split_grids().train
     assert torch.equal(draw_puzzles(grids, 20, [6], seed=1).given_NL, draw_puzzles(grids, 20, [6], seed=1).given_NL)
     assert not torch.equal(draw_puzzles(grids, 20, [6], seed=1).given_NL, draw_puzzles(grids, 20, [6], seed=2).given_NL)
+
+
+def test_more_puzzles_than_there_are_is_an_error_and_not_for_ever():
+    one_grid = split_grids().train[:1]
+    assert len(draw_puzzles(one_grid, 16, [15], seed=1)) == 16
+    with pytest.raises(ValueError, match="wanted 17 puzzles of 15 givens on 1 grids, got 16; ask for fewer, or for other givens"):
+        draw_puzzles(one_grid, 17, [15], seed=1)
