@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trm_latent import Builder, tell
+from trm_latent import Builder, add_shared_arguments, tell
 
 from trlm_core.artifacts.manifest import Manifest
 from trlm_core.artifacts.store import Spec, Store
@@ -201,15 +201,10 @@ def as_text(row: Row, whole: Row) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", default="trm-acceptance", help="a recipe of this name, or a YAML file")
     parser.add_argument("--only", action="append", choices=[*ABLATIONS], metavar="NAME", help=f"one of {', '.join(ABLATIONS)}; repeatable")
     parser.add_argument("--phase2-steps", type=int, metavar="N", help="optimizer steps of every row's phase 2; the recipe's by default")
-    parser.add_argument("--set", dest="settings", action="append", default=[], help="an overriding key of every row, as of `trlm trm run`")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--store", type=Path, default=Path("build/trm_latent"))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
+    add_shared_arguments(parser)
     return parser.parse_args()
 
 

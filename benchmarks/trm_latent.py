@@ -153,15 +153,20 @@ def tell(text: str) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", default="trm-acceptance", help="a recipe of this name, or a YAML file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", choices=["validation", "test"], default="validation")
+    add_shared_arguments(parser)
+    return parser.parse_args()
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of every benchmark that builds in a store."""
+    parser.add_argument("--recipe", default="trm-acceptance", help="a recipe of this name, or a YAML file")
     parser.add_argument("--set", dest="settings", action="append", default=[], help="an overriding key, as of `trlm trm run`")
     parser.add_argument("--store", type=Path, default=Path("build/trm_latent"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -29,23 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trlm_core.training.hardware import HUGE_PAGES
 from trlm_core.trm.blocks import SwiGLU
-from trlm_core.trm.config import HiddenStateConfig, RecursionConfig, depth_of_a_step
+from trlm_core.trm.config import PAPER, HiddenStateConfig, RecursionConfig, depth_of_a_step
 from trlm_core.trm.grid_training import GridRecipe, GridTrainer
 from trlm_core.trm.grid_trm import GridTRM
 from trlm_core.trm.hidden_state_trm import HiddenStateTRM
 from trlm_core.trm.puzzles import Puzzles
 
 WANTED = 1.2
-RECURSION = RecursionConfig(
-    width=576,
-    n_heads=9,
-    n_layers=2,
-    n_latent_steps=6,
-    n_deep_recursions=3,
-    n_supervision_steps=16,
-    halt_exploration_prob=0.1,
-    residual_init_scale="auto",
-)
+RECURSION = replace(PAPER, width=576, n_heads=9)
 BATCH, LATENTS = 8, 64
 MEMORY_STEPS, N_TOKENS = 16, 10
 MB = 1e6

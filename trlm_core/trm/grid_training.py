@@ -90,7 +90,7 @@ class GridTrainer:
         self._generator.set_state(state["generator"].cpu())
         self.rows_B = state["rows"].to(self.model.device)
         self.examples = Puzzles(**state["examples"]).to(self.model.device)
-        self.carry = Carry(**{name: each.to(self.model.device) for name, each in state["carry"].items()})
+        self.carry = Carry(**state["carry"]).to(self.model.device)
 
     def _refill(self) -> None:
         drawn_B = torch.randint(len(self._puzzles), self.rows_B.shape, generator=self._generator).to(self.model.device)

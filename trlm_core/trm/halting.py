@@ -23,6 +23,9 @@ class Carry:
     fewest_steps_B: Tensor  # before so many it does not halt
     done_B: Tensor  # its slot wants another example
 
+    def to(self, device: torch.device) -> "Carry":
+        return Carry(**{name: each.to(device) for name, each in vars(self).items()})
+
 
 def first_carry(core: RecursiveReasoningBase, x_BLD: Tensor) -> Carry:
     """Every slot wants an example: `reset` follows."""

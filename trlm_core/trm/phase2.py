@@ -56,7 +56,7 @@ class Phase2Module(PhaseModule):
         return replace(made, metrics={**made.metrics, **self._steps()}, state_rms=y_BMd.detach().float().square().mean().sqrt())
 
     def extra_state(self) -> dict[str, Any]:
-        return {"rows_B": self.rows_B, **{name: getattr(self.carry, name) for name in Carry.__dataclass_fields__}}
+        return {"rows_B": self.rows_B, **vars(self.carry)}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.rows_B = state["rows_B"].cpu()
@@ -68,7 +68,7 @@ class Phase2Module(PhaseModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.carry = Carry(**{name: getattr(self.carry, name).to(self.device) for name in Carry.__dataclass_fields__})
+        self.carry = self.carry.to(self.device)
 
     def _refill(self, step: int) -> None:
         offered_B = torch.tensor(self.order.rows_at(step))

@@ -3,7 +3,7 @@
 M latents, d the TRM's width, D the language model's.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import cast
 
 import torch
@@ -26,17 +26,7 @@ OF_PHASE_1 = ("trm.compressor.", "trm.norm.", "expander.", "projector.")  # what
 
 
 def recursion_of(sizes: ThinkerSizes) -> RecursionConfig:
-    return RecursionConfig(
-        width=sizes.width,
-        n_heads=sizes.n_heads,
-        n_layers=sizes.n_layers,
-        n_latent_steps=sizes.n_latent_steps,
-        n_deep_recursions=sizes.n_deep_recursions,
-        n_supervision_steps=sizes.n_supervision_steps,
-        halt_exploration_prob=sizes.halt_exploration_prob,
-        residual_init_scale=sizes.residual_init_scale,
-        norm=sizes.norm,
-    )
+    return RecursionConfig(**{each.name: getattr(sizes, each.name) for each in fields(RecursionConfig)})
 
 
 def states_of(sizes: ThinkerSizes, hidden_size: int) -> HiddenStateConfig:

@@ -6,14 +6,14 @@ Gates are in no checkpoint's identity: a threshold that moves retrains nothing. 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 from trlm_core.artifacts.fingerprint import Fingerprinted
 from trlm_core.artifacts.store import Spec
 from trlm_core.recipes.trm_schema import OwnTraces, Schedule, Sudoku4Thoughts, TrainedLlamaBase, TRMRecipe
 from trlm_core.trm.base_llama import base_llama_spec
-from trlm_core.trm.config import net_alone
+from trlm_core.trm.config import RecursionConfig, net_alone
 from trlm_core.trm.direct_tuning import direct_tuned_spec
 from trlm_core.trm.own_traces import own_traces_spec
 from trlm_core.trm.phase_models import recursion_of
@@ -24,11 +24,8 @@ Made = Mapping[str, Fingerprinted]  # role -> manifest, or the spec of what is n
 Phase = Literal["phase1", "phase2", "phase2b", "phase3"]
 Control = Literal["nonrecursive", "pause", "direct_tuned"]
 PHASES: tuple[Phase, ...] = ("phase1", "phase2", "phase2b", "phase3")
-# Of the recursion, which phase 1 does not touch.
-RECURSION = {
-    *("n_layers", "n_latent_steps", "n_deep_recursions", "n_supervision_steps"),
-    *("halt_exploration_prob", "residual_init_scale", "norm"),
-}
+# Of the recursion, which phase 1 does not touch; width and heads are the compressor's too.
+RECURSION = {each.name for each in fields(RecursionConfig)} - {"width", "n_heads"}
 NOT_OF_PHASE_1 = RECURSION | {"latent_norm", "slot_embeddings"}  # whatever these are, phase 1 is the same
 
 
