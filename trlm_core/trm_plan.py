@@ -1,4 +1,4 @@
-"""Whether a TRM recipe can run here, told before anything expensive: packages, base, families, memory and disk. Imports nothing heavy, but to draw prompts."""
+"""Whether a TRM recipe can run here, told before anything expensive. Imports nothing heavy, but where prompts have to be drawn."""
 
 import importlib.util
 import shutil
