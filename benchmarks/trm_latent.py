@@ -17,11 +17,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from trlm_core.artifacts.manifest import Manifest
-from trlm_core.artifacts.store import Store
+from trlm_core.artifacts.store import Spec, Store
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.trm_load import load_trm_recipe
 from trlm_core.recipes.trm_schema import TRMRecipe
@@ -31,11 +32,13 @@ from trlm_core.trm.phase_checkpoints import PhaseTraining
 from trlm_core.trm.phase_measures import make_measure
 from trlm_core.trm.phase_trainer import PhaseProgress
 from trlm_core.trm.results import make_evaluation, read_evaluation
-from trlm_core.trm.specs import controls_of, measured_role, phases_of, trm_specs
+from trlm_core.trm.specs import controls_of, measured_role
 from trlm_core.trm.states import make_states
+from trlm_core.trm_lineage import TRMLineage
 
 CHOICE = measured_role("phase2")  # on validation: the best number of supervision steps
 GRPO = measured_role("phase3")  # on validation: what phase 3 has gained
+NOT_READ = (measured_role("phase1"), measured_role("phase2b"))
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ class Builder:
     recipe: TRMRecipe
     execution: Execution
 
+    @cached_property
+    def specs(self) -> dict[str, Spec]:
+        return TRMLineage(self.recipe).specs
+
     def result(self) -> SeedResult:
         made: dict[str, Manifest] = {}
         seconds: dict[str, float] = {}
-        trained = ["phase1", *controls_of(self.recipe), *phases_of(self.recipe)[1:]]
-        measured = [CHOICE, *([GRPO] if self.recipe.phase3 else [])]
-        for role in ["thoughts", "base", "states", *trained, *measured, "evaluation"]:
+        for role in [role for role in self.specs if role not in NOT_READ]:
             began = time.process_time()
             made[role] = self._made(role, made)
             if (took := time.process_time() - began) > 1.0:
@@ -75,7 +80,7 @@ class Builder:
         if role == "thoughts":
             return material.make_thoughts(store, recipe, made, execution, self._shown(role))
         if role == "base":
-            return material.make_base(store, recipe, trm_specs(recipe, None)["base"], made, execution, self._shown(role))
+            return material.make_base(store, recipe, self.specs["base"], made, execution, self._shown(role))
         if role == "states":
             return make_states(store, recipe, made["base"], made["thoughts"], "train", material.usable_device(execution), self._shown(role))
         if role in (CHOICE, GRPO):

@@ -40,7 +40,7 @@ def material_of(place: TRMPlace) -> dict[str, Manifest]:
 @task(name="make-thoughts", task_run_name="thoughts of {place.recipe.name}", tags=["data"], cache_policy=NO_CACHE)
 def make_thoughts(place: TRMPlace, made: Made) -> Manifest:
     def build(run: RunAddress) -> Manifest:
-        with bar("thoughts", "reply") as show:
+        with bar("thoughts", "thought") as show:
             manifest = material.make_thoughts(place.store, place.recipe, made, place.execution, show)
         log_metrics(run, _numbers(manifest))
         return manifest

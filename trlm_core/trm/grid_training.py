@@ -4,6 +4,7 @@ A slot whose example is done gets another example while its neighbours go on: a 
 B batch, L cells, D width, V tokens.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,8 +71,8 @@ class GridTrainer:
         return loss.item()
 
     def state(self) -> dict[str, Any]:
-        """All that a training which was cut off needs to go on to the same bits."""
-        return {
+        """All that a training which was cut off needs to go on to the same bits; a copy, which later steps do not change."""
+        state = {
             "steps_done": self.steps_done,
             "model": self.model.state_dict(),
             "average": self.average.weights,
@@ -81,6 +82,7 @@ class GridTrainer:
             "examples": vars(self.examples),
             "carry": vars(self.carry),
         }
+        return deepcopy(state)
 
     def restore(self, state: dict[str, Any]) -> None:
         self.steps_done = state["steps_done"]

@@ -22,6 +22,7 @@ from trlm_core.trm.puzzles import Puzzles
 SIDE, N_CELLS, N_TOKENS = 9, 81, 10  # empty, and the digits 1 to 9
 DIGITS = tuple(range(1, SIDE + 1))
 HOUSES = tuple((cell // 9, 9 + cell % 9, 18 + cell // 27 * 3 + cell % 9 // 3) for cell in range(N_CELLS))  # row, column, box
+ORDERS = 200  # of emptying one grid, in search of a puzzle with few givens
 Grid = tuple[int, ...]
 
 
@@ -147,8 +148,11 @@ def graded_puzzles(grids: Sequence[Grid], n_givens: Sequence[int], seed: int) ->
 
 
 def dig(grid: Grid, n_givens: Sequence[int], random: Random) -> dict[int, Grid]:
-    """Cells emptied in random order, each only if one solution is left; what stands at these numbers of givens."""
-    while True:
+    """Cells emptied in random order, each only if one solution is left; what stands at these numbers of givens.
+
+    Raises ValueError where no order leaves as few givens as the fewest.
+    """
+    for _ in range(ORDERS):
         found, cells, left = {}, [*grid], N_CELLS
         for cell in random.sample(range(N_CELLS), N_CELLS):
             if left in n_givens:
@@ -160,6 +164,8 @@ def dig(grid: Grid, n_givens: Sequence[int], random: Random) -> dict[int, Grid]:
                 cells[cell] = grid[cell]
             else:
                 left -= 1
+    got = f"got none in {ORDERS} random orders of emptying one grid"
+    raise ValueError(f"9x9 Sudoku: wanted a puzzle with {min(n_givens)} givens and one solution, {got}; ask for more givens, 26 or more")
 
 
 def _has_another_digit(cells: Sequence[int], cell: int, digit: int) -> bool:

@@ -131,9 +131,11 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_bits():
     first = GridTrainer(make_model(), puzzles, recipe, mirrored_where_the_coin_says)
     for _ in range(5):  # in the middle of examples, which get 3 steps each
         first.step()
+    state = first.state()
+    first.step()  # the state stays what it was
     torch.manual_seed(1)
     second = GridTrainer(GridTRM(CONFIG, N_TOKENS, N_CELLS), puzzles, recipe, mirrored_where_the_coin_says)
-    second.restore(first.state())
+    second.restore(state)
     wanted, got = whole.train().state_dict(), second.train().state_dict()
     assert all(torch.equal(each, got[name]) for name, each in wanted.items())
     assert not torch.equal(first.model.out.weight, second.model.out.weight)

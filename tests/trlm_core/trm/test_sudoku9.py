@@ -102,6 +102,11 @@ def test_the_same_seed_digs_the_same_puzzle_and_another_digs_another():
     assert dug[0] == dug[1] != dug[2]
 
 
+def test_givens_that_no_order_reaches_end_in_an_error():
+    with pytest.raises(ValueError, match="wanted a puzzle with 16 givens and one solution, got none"):  # none has: arXiv 1201.0749
+        dig(cells_of(SOLVED), (40, 16), Random(0))
+
+
 def test_another_guise_of_a_puzzle_has_one_solution_the_guise_of_its_grid():
     puzzles = Puzzles(torch.tensor([cells_of(PUZZLE)] * 40), torch.tensor([cells_of(SOLVED)] * 40))
     other = varied(puzzles, torch.Generator().manual_seed(0))
