@@ -1,7 +1,7 @@
 """What each part of a TRM on hidden states is worth: phase 2 again with one setting changed, beside the recipe as it is.
 
     python benchmarks/trm_ablations.py                                        every row, 4 CPU-minutes and more each
-    python benchmarks/trm_ablations.py --only pre-norm --only n=1 --phase2-steps 1000 --json
+    python benchmarks/trm_ablations.py --only pre-norm --only n=3 --phase2-steps 1000 --json
 
 In --store (that of trm_latent.py, which also has the Builder) base, states and phase 1 are made once, or found; a row that another size of
 the thinker or another base makes, makes its own. What is finished is taken as it is, so that a run that was cut off goes on.
@@ -42,7 +42,7 @@ CURVE = "curve.json"
 AS_IT_IS = "as-it-is"
 ABLATIONS: dict[str, tuple[str, ...]] = {
     AS_IT_IS: (),
-    "n=1": ("model.n_latent_steps=1",),
+    "n=3": ("model.n_latent_steps=3",),
     "n=6": ("model.n_latent_steps=6",),
     "T=2": ("model.n_deep_recursions=2",),
     "T=3": ("model.n_deep_recursions=3",),

@@ -1,7 +1,7 @@
 """A frozen language model with latent thoughts, beside what it is without them: `python benchmarks/trm_latent.py --split test --json`.
 
 Builds the recipe trm-acceptance once a seed in --store, without flows: base, phases, controls, evaluation. What is finished there is taken
-as it is, so that a run that was cut off goes on, and an ablation (`--set model.n_latent_steps=1`) shares base and phase 1 with the others.
+as it is, so that a run that was cut off goes on, and an ablation (`--set model.n_latent_steps=3`) shares base and phase 1 with the others.
 Choices are made with --split validation; test puzzles are of other solved grids, and are looked at for the claim alone.
 
 Claims, means over the seeds, in points of exact-match accuracy, of the TRM as phase 2 leaves it: after its N supervision steps over the

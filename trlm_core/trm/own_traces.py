@@ -8,6 +8,7 @@ over all questions and not over those that the checkpoint can do.
 
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -43,8 +44,11 @@ from trlm_core.trm.thought_data import (
     write_thoughts,
 )
 
+logger = logging.getLogger(__name__)
+
 REPLIES = "replies.jsonl"  # in the workspace, in the order of the questions: what an interrupted generation goes on from
 QUESTIONS_AT_ONCE = 128
+ONE_ANSWER = 0.9  # a share of a family's verified replies from which on its thoughts are not needed for its answers
 Verdict = Literal["verified", "not_ended", "not_well_formed", "wrong", "worded_otherwise"]
 OnReply = Callable[[int, int], None]  # done, of how many
 
@@ -80,7 +84,7 @@ def make_own_traces(
         latents = recipe.model.num_latents if recipe.model.insertion == "append" else 0
         check_examples(examples, tokens, model.config.max_position_embeddings, latents)
         tokenizer.save_pretrained(folder / TOKENIZER)
-        return write_thoughts(examples, folder) | verdict_counts(questions, replies)
+        return write_thoughts(examples, folder) | verdict_counts(questions, replies) | {"families": families_kept(questions, replies)}
 
     return store.make(spec, build)
 
@@ -195,6 +199,25 @@ def verdict_counts(questions: Sequence[Asked], replies: Sequence[Generated]) -> 
         got = ", ".join(f"{count} {name}" for name, count in sorted(counts["train"].items()))
         raise ThoughtDataError(f"own traces: wanted replies of train that are verified, got {got}; take a checkpoint that thinks in text")
     return {"replies": {split: dict(sorted(each.items())) for split, each in counts.items()}}
+
+
+def families_kept(questions: Sequence[Asked], replies: Sequence[Generated]) -> dict[str, dict[str, float]]:
+    """Of train, by family: verified replies, and the share of them that give the commonest answer. Warns where that is nearly all of them.
+
+    A checkpoint that always says 1 is right wherever 1 is, and only these replies are kept: then no thought is needed to answer as they do.
+    """
+    answers: dict[str, Counter[str]] = {}
+    for asked, reply in zip(questions, replies, strict=True):
+        if asked.split == "train" and verdict(asked.problem, reply) == "verified":
+            answers.setdefault(asked.problem.family, Counter())[asked.problem.answer] += 1
+    for family, counted in answers.items():
+        (answer, times), kept = counted.most_common(1)[0], counted.total()
+        if times > ONE_ANSWER * kept:
+            advice = "leave the family out, or hold what comes of it against the row mean_latent"
+            logger.warning(
+                "%s: wanted thoughts that differ, got the answer %s in %d of %d verified replies; %s", family, answer, times, kept, advice
+            )
+    return {family: {"verified": each.total(), "commonest_answer": max(each.values()) / each.total()} for family, each in answers.items()}
 
 
 def _asked_of_family(data: OwnTraces, family: str, seen: set[str]) -> Iterator[Asked]:

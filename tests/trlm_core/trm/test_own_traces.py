@@ -25,6 +25,7 @@ from trlm_core.trm.own_traces import (
     asked_questions,
     asking_tokenizer,
     check_prompts,
+    families_kept,
     make_own_traces,
     own_traces_spec,
     reply_to,
@@ -119,6 +120,17 @@ def test_replies_are_counted_by_split_and_verdict():
 def test_a_checkpoint_that_verifies_nothing_is_an_error_with_the_reasons():
     with pytest.raises(ThoughtDataError, match="wanted replies of train that are verified, got 1 not_ended, 1 not_well_formed; take a"):
         verdict_counts([Asked("train", 0, SUM)] * 2, [Generated("8", 2, ended=True), Generated("8", 2, ended=False)])
+
+
+def test_a_family_that_the_checkpoint_answers_in_one_way_is_named(caplog: pytest.LogCaptureFixture):
+    answers = {"letters": ["1"] * 11, "sums": ["7"] * 9 + ["8"]}
+    asked = [Asked("train", 0, dataclasses.replace(SUM, family=name, answer=each)) for name, all_of in answers.items() for each in all_of]
+    replies = [Generated(f"<think>\n4 + 3.\n</think>\n{each.problem.answer}", 12, ended=True) for each in asked]
+    unlike = [Asked("train", 0, dataclasses.replace(SUM, family="letters", answer="2")), Asked("test", 0, SUM)]  # wrong; not of train
+    kept = families_kept([*asked, *unlike], [*replies, replies[0], Generated(RIGHT, 12, ended=True)])
+    assert kept == {"letters": {"verified": 11, "commonest_answer": 1.0}, "sums": {"verified": 10, "commonest_answer": 0.9}}
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("letters: wanted thoughts that differ, got the answer 1 in 11 of 11 verified replies; leave the family out")
 
 
 def test_a_question_is_asked_once_and_held_out_splits_ask_what_no_stage_trains_on(data: OwnTraces):
