@@ -2,12 +2,14 @@
 
 Builds the recipe trm-acceptance once a seed in --store, without flows: base, phases, controls, evaluation. What is finished there is taken
 as it is, so that a run that was cut off goes on, and an ablation (`--set model.n_latent_steps=3`) shares base and phase 1 with the others.
-Choices are made with --split validation; test puzzles are of other solved grids, and are looked at for the claim alone.
+Choices are made with --split validation; test puzzles are of other solved grids, and are looked at for the claim alone. A choice that is
+made after that look asks new puzzles of these grids: --draw 1.
 
 Claims, means over the seeds, in points of exact-match accuracy, of the TRM as phase 2 leaves it: after its N supervision steps over the
-same language model's direct answers and over the same parameters without recursion, and after its best number of them over the first.
-Which number is best, validation says, whatever the split. Of phase 3, where the recipe has it: mean reward and accuracy on validation
-puzzles over phase 2's, and the same rows `trm/N` beside `phase2/N`. cpu_seconds of what this run built; they depend on the machine.
+same language model's direct answers, over the same parameters without recursion, and over the language model itself, fine-tuned for as
+long; and after its best number of them over the first. Which number is best, validation says, whatever the split. Of phase 3, where the
+recipe has it: mean reward and accuracy on validation puzzles over phase 2's, and the same rows `trm/N` beside `phase2/N`. cpu_seconds of
+what this run built; they depend on the machine.
 """
 
 import argparse
@@ -56,6 +58,7 @@ class Builder:
     store: Store
     recipe: TRMRecipe
     execution: Execution
+    draw: int | None = None  # data.seed of the thoughts that the evaluation asks; None: those of the recipe
 
     @cached_property
     def specs(self) -> dict[str, Spec]:
@@ -86,9 +89,15 @@ class Builder:
         if role in (CHOICE, GRPO):
             return make_measure(store, recipe, "phase2" if role == CHOICE else "phase3", made, execution, tell_row)
         if role == "evaluation":
-            return make_evaluation(store, recipe, made, execution, tell_row)
+            return make_evaluation(store, recipe, {**made, "thoughts": self._asked(made)}, execution, tell_row)
         training = PhaseTraining.of(store, recipe, made, execution, None, lambda progress: self._tell_progress(role, progress))
         return training.control(role) if role in controls_of(recipe) else training.phase(role)  # type: ignore[arg-type]
+
+    def _asked(self, made: dict[str, Manifest]) -> Manifest:
+        if self.draw is None:
+            return made["thoughts"]
+        other = self.recipe.model_copy(update={"data": self.recipe.data.model_copy(update={"seed": self.draw})})
+        return material.make_thoughts(self.store, other, made, self.execution, self._shown("drawn thoughts"))
 
     def _shown(self, role: str) -> Callable[[int, int], None]:
         def show(done: int, total: int) -> None:
@@ -99,8 +108,8 @@ class Builder:
 
     def _tell_progress(self, role: str, progress: PhaseProgress) -> None:
         if progress.done % 500 == 0 or progress.done == progress.steps:
-            loss = progress.metrics.get("loss", float("nan"))
-            tell(f"seed {self.recipe.seed}: {role}, {progress.done:,} of {progress.steps:,} steps, loss {loss:.3f}")
+            loss = f", loss {progress.metrics['loss']:.3f}" if "loss" in progress.metrics else ""
+            tell(f"seed {self.recipe.seed}: {role}, {progress.done:,} of {progress.steps:,} steps{loss}")
 
 
 def main() -> int:
@@ -110,14 +119,15 @@ def main() -> int:
     for seed in asked.seeds:
         settings = [f"seed={seed}", f"evaluation.split={asked.split}", *asked.settings]
         recipe = load_trm_recipe(asked.recipe, settings=settings)
-        results.append(Builder(Store(asked.store), recipe, Execution(device=asked.device, threads=asked.threads)).result())
+        results.append(Builder(Store(asked.store), recipe, Execution(device=asked.device, threads=asked.threads), asked.draw).result())
         print(as_text(results[-1]), flush=True)
     reached = mean_claims(results)
     for claim in reached:
         verdict = "reached" if claim.holds else "NOT reached"
         print(f"{claim.name}: {100 * claim.got:+.1f} points, wanted {100 * claim.wanted:+.1f}: {verdict}")
     if asked.json:
-        print(json.dumps({"recipe": asked.recipe, "split": asked.split, "settings": asked.settings, **as_tree(results, reached)}))
+        what = {name: getattr(asked, name) for name in ("recipe", "split", "draw", "settings")}
+        print(json.dumps({**what, **as_tree(results, reached)}))
     return 0 if all(claim.holds for claim in reached) else 1
 
 
@@ -160,6 +170,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", choices=["validation", "test"], default="validation")
+    parser.add_argument("--draw", type=int, help="ask puzzles drawn with this data.seed instead of the recipe's")
     add_shared_arguments(parser)
     return parser.parse_args()
 

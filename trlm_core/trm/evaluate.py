@@ -210,10 +210,10 @@ def best_step(evaluation: Evaluation) -> int:
 def claims(evaluation: Evaluation, gate: Phase2Gate, exported: int, best: int) -> tuple[Claim, ...]:
     """Whether the TRM helps, as phase 2 leaves it. exported: its steps where nobody says otherwise; best: as chosen on validation.
 
-    Without a claim over the twin without recursion where none was trained.
+    Over what was not asked, as the twin without recursion where none was trained, nothing is claimed.
     """
     rows = dict(steps_of(evaluation, PHASE2) or steps_of(evaluation, TRM))
-    wanted = {"direct": gate.over_direct, "nonrecursive": gate.over_nonrecursive}
+    wanted = {"direct": gate.over_direct, "nonrecursive": gate.over_nonrecursive, "direct_tuned": 0.0}  # the last in no gate
     over = (Claim(f"over_{row.name}", wanted[row.name], rows[exported].exact - row.exact) for row in evaluation.rows if row.name in wanted)
     return (*over, Claim("best_over_first_step", gate.best_over_first_step, rows[best].exact - rows[1].exact))
 

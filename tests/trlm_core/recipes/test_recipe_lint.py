@@ -36,6 +36,7 @@ def test_every_recipe_variant_and_budget_passes_with_a_line_each():
         "trlm-135m-local ",
         "trm-acceptance ",
         "trm-smollm2-135m ",
+        "trm-smollm2-135m-laptop ",
         "trm-smollm3-3b ",
     ):
         assert words in done.stdout

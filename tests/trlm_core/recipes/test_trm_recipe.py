@@ -30,8 +30,8 @@ def changed(**leaves: Any) -> dict[str, Any]:
     return tree
 
 
-def test_there_are_three_and_none_of_them_is_a_recipe_of_stages():
-    assert trm_recipe_names() == ["trm-acceptance", "trm-smollm2-135m", "trm-smollm3-3b"]
+def test_there_are_four_and_none_of_them_is_a_recipe_of_stages():
+    assert trm_recipe_names() == ["trm-acceptance", "trm-smollm2-135m", "trm-smollm2-135m-laptop", "trm-smollm3-3b"]
     assert not set(trm_recipe_names()) & set(recipe_names())
 
 
