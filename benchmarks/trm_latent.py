@@ -158,8 +158,8 @@ def as_text(result: SeedResult) -> str:
     return "\n".join(lines)
 
 
-def tell_row(row: EvaluationRow) -> None:
-    tell(f"{row.name} {100 * row.exact:.1f} %")
+def tell_row(row: EvaluationRow, left: int) -> None:
+    tell(f"{row.name} {100 * row.exact:.1f} %, {left} rows left")
 
 
 def tell(text: str) -> None:

@@ -18,7 +18,7 @@ from trlm_core.tracking import RunAddress, artifact_page, flattened, log_file, l
 from trlm_core.training.checkpoint import HISTORY, read_history
 from trlm_core.training.watch import Progress
 from trlm_core.trm import material, phase_measures, results
-from trlm_core.trm.evaluate import EvaluationRow
+from trlm_core.trm.evaluate import EvaluationRow, OnRow
 from trlm_core.trm.material import Made
 from trlm_core.trm.phase_checkpoints import PhaseTraining
 from trlm_core.trm.phase_trainer import PhaseProgress
@@ -173,14 +173,14 @@ def _as_progress(progress: PhaseProgress, loss: float | None) -> Progress:
     )
 
 
-def _counted(show: Callable[..., None]) -> Callable[[EvaluationRow], None]:
-    """How many rows there will be, nobody says: the bar goes from one to the next."""
+def _counted(show: Callable[..., None]) -> OnRow:
+    """A measurement may evaluate more than once: the bar goes to the end of the one that is under way."""
     done = 0
 
-    def on_row(row: EvaluationRow) -> None:
+    def on_row(row: EvaluationRow, left: int) -> None:
         nonlocal done
         done += 1
-        show(done, done + 1, f"{row.name} {100 * row.exact:.1f} %")
+        show(done, done + left, f"{row.name} {100 * row.exact:.1f} %")
 
     return on_row
 

@@ -78,6 +78,9 @@ class EvaluationRow:
         return max(self.exact, 1 - self.exact)
 
 
+OnRow = Callable[[EvaluationRow, int], None]  # a row that is done, and how many are left
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """`dataclasses.asdict` of it is JSON."""
@@ -175,14 +178,13 @@ def _thought_length(row: ThoughtRow) -> int:
 
 
 @torch.no_grad()
-def evaluate(
-    thinkers: Thinkers, table: RowTable, recipe: TRMEvaluation, rivals: Rivals, on_row: Callable[[EvaluationRow], None]
-) -> Evaluation:
+def evaluate(thinkers: Thinkers, table: RowTable, recipe: TRMEvaluation, rivals: Rivals, on_row: OnRow) -> Evaluation:
     """Every row of the recipe over the table's first examples. Raises ValueError for a row whose rival there is not."""
     numbers, rows = range(min(recipe.examples, len(table))), []
-    for name, asked_model, ask in _askers(thinkers, recipe, rivals):
+    askers = [*_askers(thinkers, recipe, rivals)]
+    for name, asked_model, ask in askers:
         rows.append(_row(name, asked_model, ask, table, numbers, recipe))
-        on_row(rows[-1])
+        on_row(rows[-1], len(askers) - len(rows))
     return Evaluation(
         examples=len(numbers),
         language_model_parameters=sum(each.numel() for each in thinkers.first.base.parameters()),

@@ -6,7 +6,7 @@
 Choices are made on validation, whatever split the recipe's own evaluation reads.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from trlm_core.data.split import seed_of
 from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.trm_schema import Phase3, RowName, TRMEvaluation, TRMRecipe
 from trlm_core.trm.answers import Writing, chosen, longest_answer, write_answers
-from trlm_core.trm.evaluate import TRM, Claim, Evaluation, EvaluationRow, Rivals, Thinkers, at_least, best_step, claims, evaluate
+from trlm_core.trm.evaluate import TRM, Claim, Evaluation, OnRow, Rivals, Thinkers, at_least, best_step, claims, evaluate
 from trlm_core.trm.latent_thought_model import LatentThoughtModel
 from trlm_core.trm.material import Material, usable_device
 from trlm_core.trm.phase1 import phase1_metrics
@@ -29,7 +29,6 @@ from trlm_core.trm.results import EVALUATION, write_json
 from trlm_core.trm.rewards import group_rewards
 from trlm_core.trm.specs import Phase, measure_spec, phase_before
 
-OnRow = Callable[[EvaluationRow], None]
 NO_RIVALS = Rivals(nonrecursive=None, pauses_1MD=None, direct_tuned=None)
 
 
@@ -96,7 +95,7 @@ def _phase2b(material: Material, on_row: OnRow) -> _Measured:
     model, table = material.model("phase2b"), _validation(material)
     thinkers = Thinkers(first=material.model("phase1"), phase2=None, last=model)
     evaluation = evaluate(thinkers, table, _asked(material, "direct", "trm"), NO_RIVALS, on_row)
-    adapted = evaluate(Thinkers.alone(model), table, _asked(material, "direct"), NO_RIVALS, lambda row: None)
+    adapted = evaluate(Thinkers.alone(model), table, _asked(material, "direct"), NO_RIVALS, lambda row, left: None)
     return _Measured(evaluation, {"exact_adapted_direct": adapted.exact("direct")} | _halting(evaluation), ())
 
 
@@ -104,7 +103,7 @@ def _phase3(material: Material, on_row: OnRow) -> _Measured:
     recipe = material.recipe
     assert recipe.phase3 is not None
     before = material.model(phase_before(recipe, "phase3"))
-    earlier, reward_before = _worth(material, before, recipe.phase3, lambda row: None)
+    earlier, reward_before = _worth(material, before, recipe.phase3, lambda row, left: None)
     evaluation, reward = _worth(material, material.model("phase3"), recipe.phase3, on_row)
     row = f"{TRM}/{recipe.model.n_supervision_steps}"
     gained = (

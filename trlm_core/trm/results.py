@@ -6,7 +6,7 @@ examples.jsonl: {"prompt": "<s>03...<think>", "wanted": "12...</s>", "steps": [{
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from trlm_core.recipes.execution import Execution
 from trlm_core.recipes.trm_schema import TRMRecipe
 from trlm_core.training.checkpoint import append_line, read_lines
 from trlm_core.trm.answers import Writing, exact, write_answers
-from trlm_core.trm.evaluate import Evaluation, EvaluationRow, Rivals, Thinkers, evaluate, steps_asked
+from trlm_core.trm.evaluate import Evaluation, EvaluationRow, OnRow, Rivals, Thinkers, evaluate, steps_asked
 from trlm_core.trm.latent_checkpoint import load_latent_checkpoint
 from trlm_core.trm.latent_example import ExampleStep, LatentExample
 from trlm_core.trm.latent_thought_model import LatentThoughtModel
@@ -43,9 +43,7 @@ class HaltingPoint:
     halted: float  # share whose head would have been content at this step or before
 
 
-def make_evaluation(
-    store: Store, recipe: TRMRecipe, made: Mapping[str, Manifest], execution: Execution, on_row: Callable[[EvaluationRow], None]
-) -> Manifest:
+def make_evaluation(store: Store, recipe: TRMRecipe, made: Mapping[str, Manifest], execution: Execution, on_row: OnRow) -> Manifest:
     def build(folder: Path) -> dict[str, Any]:
         material = Material(store, recipe, made, usable_device(execution))
         thinkers, table = thinkers_of(material), material.table(recipe.evaluation.split, recipe.evaluation.examples)

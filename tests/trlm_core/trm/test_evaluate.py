@@ -45,15 +45,15 @@ def make_recipe(rows: Any = ROWS, halting: bool = True) -> TRMEvaluation:
 
 
 def evaluated(model: LatentThoughtModel, rows: Any, rivals: Rivals = NONE, halting: bool = False) -> Evaluation:
-    return evaluate(Thinkers.alone(model), make_table(70), make_recipe(rows, halting), rivals, lambda row: None)
+    return evaluate(Thinkers.alone(model), make_table(70), make_recipe(rows, halting), rivals, lambda row, left: None)
 
 
 def test_every_row_is_there_in_order_and_the_result_is_json():
     model, told = make_model(), []
     rivals = Rivals(non_recursive_twin(model), mean_thought(model).unsqueeze(0), make_llama(seed=7))
-    result = evaluate(Thinkers.alone(model), make_table(80), make_recipe(), rivals, told.append)
+    result = evaluate(Thinkers.alone(model), make_table(80), make_recipe(), rivals, lambda row, left: told.append((row.name, left)))
     assert [row.name for row in result.rows] == [*ROWS[:8], "trm/1", "trm/2", "trm/3", "trm/halting", "direct_tuned"]
-    assert [row.name for row in told] == [row.name for row in result.rows]
+    assert told == [(row.name, len(result.rows) - 1 - number) for number, row in enumerate(result.rows)]
     assert result.examples == 70
     assert json.loads(json.dumps(dataclasses.asdict(result)))["rows"][0]["name"] == "direct"
     assert all(0.0 <= row.exact <= 1.0 for row in result.rows)
@@ -84,7 +84,7 @@ def test_answers_are_told_right_from_wrong():
     own = [dataclasses.replace(row, answer=answer) for row, answer in zip(rows, answered.answers, strict=True)]
     own[3] = dataclasses.replace(own[3], answer=(*own[3].answer[:-1], own[3].answer[-1] + 1))
     table = RowTable.of(own, TOKENS)
-    result = evaluate(Thinkers.alone(model), table, make_recipe(("direct",)), NONE, lambda row: None)
+    result = evaluate(Thinkers.alone(model), table, make_recipe(("direct",)), NONE, lambda row, left: None)
     assert result.exact("direct") == 7 / 8
     assert result.rows[0].standard_error == pytest.approx((7 / 8 * 1 / 8 / 8) ** 0.5)
 
@@ -138,7 +138,7 @@ def test_the_majority_is_what_a_head_of_one_mind_gets_right():
 
 def test_the_trm_is_asked_after_its_first_step_and_after_as_many_as_it_is_exported_with():
     asked = make_recipe(("trm",), halting=False).model_copy(update={"steps": (4,)})
-    rows = evaluate(Thinkers.alone(make_model(eval_steps=3)), make_table(4), asked, NONE, lambda row: None).rows
+    rows = evaluate(Thinkers.alone(make_model(eval_steps=3)), make_table(4), asked, NONE, lambda row, left: None).rows
     assert [row.name for row in rows] == ["trm/1", "trm/3", "trm/4"]
 
 
@@ -151,7 +151,7 @@ def test_rows_without_a_trm_ask_the_language_model_as_it_was_before_any_phase_mo
                 weight.normal_()
     rows, pauses = ROWS[:7], Rivals(None, mean_thought(first).unsqueeze(0), None)
     of_the_run, of_the_first, of_the_last = (
-        evaluate(thinkers, answered_by(first), make_recipe(rows), pauses, lambda row: None)
+        evaluate(thinkers, answered_by(first), make_recipe(rows), pauses, lambda row, left: None)
         for thinkers in (Thinkers(first, None, last), Thinkers.alone(first), Thinkers.alone(last))
     )
     assert without_seconds(of_the_run.rows) == without_seconds(of_the_first.rows)
@@ -161,7 +161,7 @@ def test_rows_without_a_trm_ask_the_language_model_as_it_was_before_any_phase_mo
 
 def test_a_trm_of_phase_2_is_asked_beside_the_last_one():
     first, phase2, last = make_model(), make_model(), make_model()
-    rows = evaluate(Thinkers(first, phase2, last), make_table(4), make_recipe(("trm",)), NONE, lambda row: None).rows
+    rows = evaluate(Thinkers(first, phase2, last), make_table(4), make_recipe(("trm",)), NONE, lambda row, left: None).rows
     assert [row.name for row in rows] == ["phase2/1", "phase2/2", "phase2/3", "trm/1", "trm/2", "trm/3", "trm/halting"]
     assert (first.trm_calls, phase2.trm_calls, last.trm_calls) == (0, 3, 4)
 

@@ -77,7 +77,7 @@ def test_without_the_twin_there_is_no_claim_over_it(built_trm: BuiltTRM):
     rows = [row for row in built_trm.recipe.evaluation.rows if row != "nonrecursive"]
     recipe = tiny_trm_recipe(**{"controls": controls, "evaluation.rows": rows})
     made = {role: built_trm.made[role] for role in ("base", "thoughts", "phase2")}
-    measured = make_measure(built_trm.store, recipe, "phase2", made, CPU, lambda row: None)
+    measured = make_measure(built_trm.store, recipe, "phase2", made, CPU, lambda row, left: None)
     assert [claim["name"] for claim in measured.counts["claims"]] == ["over_direct", "best_over_first_step"]
 
 

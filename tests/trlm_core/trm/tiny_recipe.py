@@ -71,8 +71,8 @@ def made_of(store: Store, recipe: TRMRecipe) -> dict[str, Manifest]:
     for phase in phases_of(recipe)[1:]:
         made[phase] = phase_training(store, recipe, made).phase(phase)
     for phase in phases_of(recipe):
-        made[measured_role(phase)] = make_measure(store, recipe, phase, made, CPU, lambda row: None)
-    made["evaluation"] = make_evaluation(store, recipe, made, CPU, lambda row: None)
+        made[measured_role(phase)] = make_measure(store, recipe, phase, made, CPU, lambda row, left: None)
+    made["evaluation"] = make_evaluation(store, recipe, made, CPU, lambda row, left: None)
     return made
 
 
