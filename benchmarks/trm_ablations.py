@@ -98,7 +98,7 @@ class Phase2Builder(Builder):
 
     def before_phase2(self) -> dict[str, Manifest]:
         made: dict[str, Manifest] = {}
-        for role in ("thoughts", "base", "states", "phase1"):
+        for role in [*self.specs][:4]:  # material and phase 1
             made[role] = self._made(role, made)
         return made
 

@@ -6,10 +6,10 @@ Choices are made with --split validation; test puzzles are of other solved grids
 made after that look asks new puzzles of these grids: --draw 1.
 
 Claims, means over the seeds, in points of exact-match accuracy, of the TRM as phase 2 leaves it: after its N supervision steps over the
-same language model's direct answers, over the same parameters without recursion, and over the language model itself, fine-tuned for as
-long; and after its best number of them over the first. Which number is best, validation says, whatever the split. Of phase 3, where the
-recipe has it: mean reward and accuracy on validation puzzles over phase 2's, and the same rows `trm/N` beside `phase2/N`. cpu_seconds of
-what this run built; they depend on the machine.
+same language model's direct answers, over the same parameters without recursion, and over the language model itself, fine-tuned (in
+trm-acceptance for as long); and after its best number of them over the first. Which number is best, validation says, whatever the split.
+Of phase 3, where the recipe has it: mean reward and accuracy on validation puzzles over phase 2's, and the same rows `trm/N` beside
+`phase2/N`. cpu_seconds of what this run built; they depend on the machine.
 """
 
 import argparse
@@ -119,6 +119,7 @@ def main() -> int:
     for seed in asked.seeds:
         settings = [f"seed={seed}", f"evaluation.split={asked.split}", *asked.settings]
         recipe = load_trm_recipe(asked.recipe, settings=settings)
+        check_draw(recipe, asked.draw)
         results.append(Builder(Store(asked.store), recipe, Execution(device=asked.device, threads=asked.threads), asked.draw).result())
         print(as_text(results[-1]), flush=True)
     reached = mean_claims(results)
@@ -129,6 +130,13 @@ def main() -> int:
         what = {name: getattr(asked, name) for name in ("recipe", "split", "draw", "settings")}
         print(json.dumps({**what, **as_tree(results, reached)}))
     return 0 if all(claim.holds for claim in reached) else 1
+
+
+def check_draw(recipe: TRMRecipe, draw: int | None) -> None:
+    """Other puzzles of a split's grids are in no other split; other questions of a checkpoint may be in validation."""
+    if draw is not None and (recipe.data.kind != "sudoku4" or draw == recipe.data.seed):
+        got = f"got {draw} for {recipe.data.kind} of data.seed {recipe.data.seed}"
+        raise SystemExit(f"--draw: wanted sudoku4, and a seed that is not the recipe's own, {got}; leave it out, or take another")
 
 
 def mean_claims(results: list[SeedResult]) -> list[Claim]:

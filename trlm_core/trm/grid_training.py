@@ -85,6 +85,7 @@ class GridTrainer:
         return deepcopy(state)
 
     def restore(self, state: dict[str, Any]) -> None:
+        state = deepcopy(state)  # an optimizer takes the tensors that it is given
         self.steps_done = state["steps_done"]
         self.model.load_state_dict(state["model"])
         self.average.weights = {name: each.to(self.model.device) for name, each in state["average"].items()}

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 REPLIES = "replies.jsonl"  # in the workspace, in the order of the questions: what an interrupted generation goes on from
 QUESTIONS_AT_ONCE = 128
-ONE_ANSWER = 0.9  # a share of a family's verified replies from which on its thoughts are not needed for its answers
+ONE_ANSWER, ENOUGH = 0.9, 10  # a share of a family's verified replies, above which its thoughts are not needed for its answers; of how many
 Verdict = Literal["verified", "not_ended", "not_well_formed", "wrong", "worded_otherwise"]
 OnReply = Callable[[int, int], None]  # done, of how many
 
@@ -212,7 +212,7 @@ def families_kept(questions: Sequence[Asked], replies: Sequence[Generated]) -> d
             answers.setdefault(asked.problem.family, Counter())[asked.problem.answer] += 1
     for family, counted in answers.items():
         (answer, times), kept = counted.most_common(1)[0], counted.total()
-        if times > ONE_ANSWER * kept:
+        if times > ONE_ANSWER * kept and kept >= ENOUGH:
             advice = "leave the family out, or hold what comes of it against the row mean_latent"
             logger.warning(
                 "%s: wanted thoughts that differ, got the answer %s in %d of %d verified replies; %s", family, answer, times, kept, advice

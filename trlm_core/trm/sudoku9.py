@@ -153,17 +153,16 @@ def dig(grid: Grid, n_givens: Sequence[int], random: Random) -> dict[int, Grid]:
     Raises ValueError where no order leaves as few givens as the fewest.
     """
     for _ in range(ORDERS):
-        found, cells, left = {}, [*grid], N_CELLS
+        found, cells, left = {N_CELLS: grid}, [*grid], N_CELLS
         for cell in random.sample(range(N_CELLS), N_CELLS):
-            if left in n_givens:
-                found[left] = tuple(cells)
-            if left == min(n_givens):
-                return found
             cells[cell] = 0
             if _has_another_digit(cells, cell, grid[cell]):
                 cells[cell] = grid[cell]
-            else:
-                left -= 1
+                continue
+            left -= 1
+            found[left] = tuple(cells)
+            if left == min(n_givens):
+                return {count: found[count] for count in n_givens}
     got = f"got none in {ORDERS} random orders of emptying one grid"
     raise ValueError(f"9x9 Sudoku: wanted a puzzle with {min(n_givens)} givens and one solution, {got}; ask for more givens, 26 or more")
 

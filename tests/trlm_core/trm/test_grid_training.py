@@ -138,6 +138,8 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_bits():
     second.restore(state)
     wanted, got = whole.train().state_dict(), second.train().state_dict()
     assert all(torch.equal(each, got[name]) for name, each in wanted.items())
+    second.restore(state)  # which no steps have changed: neither of who gave it nor of who took it
+    assert all(torch.equal(each, wanted[name]) for name, each in second.train().state_dict().items())
     assert not torch.equal(first.model.out.weight, second.model.out.weight)
 
 

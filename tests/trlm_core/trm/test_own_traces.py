@@ -123,12 +123,16 @@ def test_a_checkpoint_that_verifies_nothing_is_an_error_with_the_reasons():
 
 
 def test_a_family_that_the_checkpoint_answers_in_one_way_is_named(caplog: pytest.LogCaptureFixture):
-    answers = {"letters": ["1"] * 11, "sums": ["7"] * 9 + ["8"]}
+    answers = {"letters": ["1"] * 11, "sums": ["7"] * 9 + ["8"], "few": ["3"] * 9}
     asked = [Asked("train", 0, dataclasses.replace(SUM, family=name, answer=each)) for name, all_of in answers.items() for each in all_of]
     replies = [Generated(f"<think>\n4 + 3.\n</think>\n{each.problem.answer}", 12, ended=True) for each in asked]
     unlike = [Asked("train", 0, dataclasses.replace(SUM, family="letters", answer="2")), Asked("test", 0, SUM)]  # wrong; not of train
     kept = families_kept([*asked, *unlike], [*replies, replies[0], Generated(RIGHT, 12, ended=True)])
-    assert kept == {"letters": {"verified": 11, "commonest_answer": 1.0}, "sums": {"verified": 10, "commonest_answer": 0.9}}
+    assert kept == {
+        "letters": {"verified": 11, "commonest_answer": 1.0},
+        "sums": {"verified": 10, "commonest_answer": 0.9},
+        "few": {"verified": 9, "commonest_answer": 1.0},
+    }
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("letters: wanted thoughts that differ, got the answer 1 in 11 of 11 verified replies; leave the family out")
 
