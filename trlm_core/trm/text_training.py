@@ -8,6 +8,7 @@ B batch, L positions.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from trlm_core.trm.thought_data import BatchOrder, ThoughtRow, padded
 logger = logging.getLogger(__name__)
 
 SAVE = "text_training.pt"  # in the workspace: what an interrupted training goes on from
-STEPS_PER_SAVE = 200
+STEPS_PER_SAVE, SECONDS_PER_SAVE = 200, 120.0  # whichever comes first
 History = list[dict[str, float]]
 OnStep = Callable[[int, int], None]  # done, of how many
 
@@ -71,13 +72,15 @@ def train_on_text(
     model.train()
 
     def train(is_stopped: IsStopped) -> None:
+        saved = time.monotonic()
         for step in range(len(history), schedule.steps):
             chosen = [rows[number] for number in order.rows_at(step)]
             batch = text_batch(chosen, tokens, with_thought=training.has_thought(step))
             history.append(_stepped(model, optimizer, batch, schedule, step))
             stopped = is_stopped()
-            if stopped or (step + 1) % STEPS_PER_SAVE == 0:
+            if stopped or (step + 1) % STEPS_PER_SAVE == 0 or time.monotonic() - saved > SECONDS_PER_SAVE:
                 _save(model, optimizer, history, workspace / SAVE)
+                saved = time.monotonic()
             on_step(step + 1, schedule.steps)
             if stopped:
                 raise StoppedError(f"language model: stopped after step {step + 1} of {schedule.steps}; run it again to go on")

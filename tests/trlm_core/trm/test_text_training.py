@@ -85,6 +85,13 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_weights(llama: LlamaFor
         assert torch.equal(weight, uninterrupted[name]), name
 
 
+def test_slow_steps_are_saved_before_there_are_many(llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(text_training, "SECONDS_PER_SAVE", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        _trained(llama, tmp_path, stop_after=2)
+    assert len(torch.load(tmp_path / text_training.SAVE, weights_only=True)["history"]) == 2
+
+
 def test_ctrl_c_waits_for_the_step_s_save_whatever_saves_are_due(llama: LlamaForCausalLM, tmp_path: Path):
     before, told = signal.signal(signal.SIGINT, signal.default_int_handler), []
     start = {name: weight.clone() for name, weight in llama.state_dict().items()}
