@@ -33,7 +33,7 @@ class TRMChoice(BaseModel):
 
     name: str = Field(
         default="trm-acceptance",
-        description="trm-acceptance (4x4 Sudoku, minutes on a CPU), trm-smollm2-135m-laptop (an hour or two), trm-smollm2-135m, "
+        description="trm-acceptance (4x4 Sudoku, 25 CPU-minutes), trm-smollm2-135m-laptop (an hour or two), trm-smollm2-135m, "
         "trm-smollm3-3b (a GPU), or the path of a YAML file.",
         examples=["trm-acceptance", "trm-smollm2-135m"],
     )
