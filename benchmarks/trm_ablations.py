@@ -68,8 +68,10 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "M=32": ("model.num_latents=32",),
     "answers-alone": ("phase1.losses.token=0", "phase2.losses.token=0", "phase2.answer_share=1"),  # beside the next
     "layer-2": ("model.hidden_layer=-2", "phase1.losses.token=0", "phase2.losses.token=0", "phase2.answer_share=1"),
-    # And a base of its own, in whose context prompt (18), thought (8) and answer (17) do not fit: beside M=8, whose prompt stays whole.
-    "slide-M=8": ("model.insertion=slide", "model.num_latents=8", "base.max_position_embeddings=42"),
+    "M=24": ("model.num_latents=24",),
+    # And a base of its own, in whose context prompt (18), thought (24) and answer (17) do not fit, but a thought in text (16) does: beside
+    # M=24, whose prompt stays whole.
+    "slide-M=24": ("model.insertion=slide", "model.num_latents=24", "base.max_position_embeddings=52"),
 }
 ALONE = (  # phase 2 and nothing beside it
     *("controls.nonrecursive=null", "controls.pause=null", "controls.direct_tuned=null", "phase2b=null", "phase3=null"),

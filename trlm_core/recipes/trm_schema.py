@@ -130,6 +130,11 @@ class ThinkerSizes(RecipePart):
     insertion: Literal["append", "slide"]
     sink_tokens: NonNegativeInt
 
+    @property
+    def latents_beside_the_prompt(self) -> int:
+        """That need room of their own; where they slide, the prompt makes it."""
+        return self.num_latents if self.insertion == "append" else 0
+
     @model_validator(mode="after")
     def _heads_are_even(self) -> Self:
         if self.width % (2 * self.n_heads):

@@ -35,7 +35,7 @@ def make_base_llama(
     def build(folder: Path) -> dict[str, Any]:
         tokenizer = load_tokenizer(store.folder(thoughts) / TOKENIZER)
         tokens, examples = ThinkTokens.of(tokenizer), read_thoughts(store.folder(thoughts), "train")
-        check_examples(examples, tokens, base.max_position_embeddings, recipe.model.num_latents)
+        check_examples(examples, tokens, base.max_position_embeddings, recipe.model.latents_beside_the_prompt)
         model = new_llama(base, tokenizer, seed_of(recipe.seed, "base/weights")).to(device)  # type: ignore[arg-type]
         training = TextTraining(base.training, base.thought_share, seed_of(recipe.seed, "base/order"))
         history = train_on_text(model, [each.row for each in examples], tokens, training, store.workspace(spec), on_step)

@@ -81,8 +81,7 @@ def make_own_traces(
         check_prompts(tokenizer, questions, data.max_new_tokens, model.config.max_position_embeddings)
         replies = reply_to(model, tokenizer, questions, data.max_new_tokens, store.workspace(spec) / REPLIES, on_reply)
         examples = [*thought_examples(tokenizer, questions, replies)]
-        latents = recipe.model.num_latents if recipe.model.insertion == "append" else 0
-        check_examples(examples, tokens, model.config.max_position_embeddings, latents)
+        check_examples(examples, tokens, model.config.max_position_embeddings, recipe.model.latents_beside_the_prompt)
         tokenizer.save_pretrained(folder / TOKENIZER)
         return write_thoughts(examples, folder) | verdict_counts(questions, replies) | {"families": families_kept(questions, replies)}
 

@@ -1,6 +1,7 @@
 """Phase 0 and the direct row: checkpoints of a small Llama by seed and steps, and what a base has no room for."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -91,6 +92,17 @@ def test_a_context_too_short_for_the_rows_is_an_error_that_names_the_first(modul
     short = recipe.base.model_copy(update={"max_position_embeddings": 51})
     with pytest.raises(ThoughtDataError, match=r"sudoku4/train/0: wanted at most the base's 51 positions, got 52"):
         make_base_llama(module_store, recipe, short, thoughts, "cpu")
+
+
+@pytest.mark.parametrize(("insertion", "wants"), [("append", 60), ("slide", 52)])  # a prompt of 18, an answer of 17; a thought in text: 16
+def test_latents_that_slide_need_no_room_of_their_own(
+    insertion: Literal["append", "slide"], wants: int, module_store: Store, recipe: TRMRecipe, thoughts: Manifest
+):
+    assert isinstance(recipe.base, TrainedLlamaBase)
+    many = recipe.model_copy(update={"model": recipe.model.model_copy(update={"num_latents": 24, "insertion": insertion})})
+    short = recipe.base.model_copy(update={"max_position_embeddings": 51})
+    with pytest.raises(ThoughtDataError, match=f"wanted at most the base's 51 positions, got {wants}"):
+        make_base_llama(module_store, many, short, thoughts, "cpu")
 
 
 def test_a_directly_tuned_model_goes_on_from_its_base_and_leaves_it_as_it_was(
