@@ -3,8 +3,8 @@
     python benchmarks/trm_ablations.py                                        every row, 4 CPU-minutes and more each
     python benchmarks/trm_ablations.py --only pre-norm --only n=3 --phase2-steps 1000 --json
 
-In --store (that of trm_latent.py, which also has the Builder) base, states and phase 1 are made once, or found; a row that another size of
-the thinker or another base makes, makes its own. What is finished is taken as it is, so that a run that was cut off goes on.
+In --store (that of trm_latent.py, which also has the Builder) base, states and phase 1 are made once, or found; a row of another size of
+the thinker makes its own phase 1. What is finished is taken as it is, so that a run that was cut off goes on.
 Exact accuracy on validation, one seed, after 1 to 32 supervision steps, whatever the row is trained with. All rows have the same number of
 optimizer steps, not of layer passes: these stand beside. A training or a thought whose numbers are not finite is a row that says so.
 """
@@ -68,10 +68,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "M=32": ("model.num_latents=32",),
     "answers-alone": ("phase1.losses.token=0", "phase2.losses.token=0", "phase2.answer_share=1"),  # beside the next
     "layer-2": ("model.hidden_layer=-2", "phase1.losses.token=0", "phase2.losses.token=0", "phase2.answer_share=1"),
-    "M=24": ("model.num_latents=24",),
-    # And a base of its own, in whose context prompt (18), thought (24) and answer (17) do not fit, but a thought in text (16) does: beside
-    # M=24, whose prompt stays whole.
-    "slide-M=24": ("model.insertion=slide", "model.num_latents=24", "base.max_position_embeddings=52"),
+    # None of slide: a base's context holds a thought in text (18 + 17 + 17 positions), and the 13 latents that a prompt of 18 can make
+    # room for (sink_tokens 4, and <think>) fit into it beside the whole prompt.
 }
 ALONE = (  # phase 2 and nothing beside it
     *("controls.nonrecursive=null", "controls.pause=null", "controls.direct_tuned=null", "phase2b=null", "phase3=null"),
